@@ -1,0 +1,53 @@
+# `make` lists the targets. Everything happens in .venv, which `make install` makes.
+
+PYTHON ?= python3
+BIN := .venv/bin
+PACKAGES := -e "packages/lens-core[diffusion,images,scenes]" -e "packages/lens-caption[openai]" \
+            -e packages/lens-train -e packages/lens-serve
+SOURCES := packages/*/pyproject.toml examples/lens-acme/pyproject.toml constraints.txt dev-requirements.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test soak lint types docs bench all
+
+help: ## List the targets.
+	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: .stamps/dev ## Make .venv and install everything for development.
+
+demo: .stamps/run ## From nothing to two trained models and a report, on the CPU.
+	$(BIN)/lens run examples/quickstart/pipeline.yaml
+
+test: .stamps/dev ## The whole test suite, but for gpu, network and soak.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+soak: .stamps/dev ## Full-size kill, fuzz, load and soak runs.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m soak --timeout 7200
+
+lint: .stamps/dev ## Style, formatting and import contracts.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+types: .stamps/dev ## Types.
+	$(BIN)/mypy
+
+docs: .stamps/dev ## Build the site; fails when a generated page is stale.
+	$(BIN)/python tools/generate_reference.py --check
+	$(BIN)/mkdocs build --strict --quiet
+
+bench: .stamps/dev ## The benchmarks; each prints ratios and writes JSON to runs/benchmarks.
+	$(BIN)/python benchmarks/train_step.py --out runs/benchmarks/train_step.json
+
+all: lint types docs test ## What CI runs.
+
+.venv:
+	$(PYTHON) -m venv .venv
+
+.stamps/run: $(SOURCES) | .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PACKAGES)
+	@mkdir -p .stamps && touch $@
+
+.stamps/dev: .stamps/run
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -r dev-requirements.txt \
+	  -e "packages/lens-core[s3,testing]" -e examples/lens-acme
+	@touch $@

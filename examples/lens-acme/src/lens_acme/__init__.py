@@ -1,0 +1,1 @@
+"""An example plugin for Lens. Its door is `lens_acme.plugin`."""

@@ -1,0 +1,1 @@
+"""Captions by rule from exact scene graphs."""

@@ -1,0 +1,1 @@
+"""Getting many captions: what is finished is never bought twice."""

@@ -1,0 +1,1 @@
+"""The stage that adds a caption layer."""

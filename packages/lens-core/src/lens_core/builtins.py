@@ -1,0 +1,142 @@
+"""The door of lens-core: the components it brings, found through the same entry point as everybody's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lens_core.hookspecs import hookimpl
+from lens_core.specs import (
+    AutoencoderSpec,
+    DatasetSpec,
+    FilterSpec,
+    ModelSpec,
+    RewriterSpec,
+    SamplerSpec,
+    StageSpec,
+    TextEncoderSpec,
+)
+
+__all__ = [
+    "lens_autoencoders",
+    "lens_datasets",
+    "lens_filters",
+    "lens_models",
+    "lens_rewriters",
+    "lens_samplers",
+    "lens_stages",
+    "lens_text_encoders",
+]
+
+_DIFFUSION = "lens-core[diffusion]"
+_IMAGES = "lens-core[images]"
+
+
+@hookimpl
+def lens_datasets() -> Iterator[DatasetSpec]:
+    """A folder of images, and a procedural world."""
+    yield DatasetSpec(
+        name="image-folder",
+        summary="The images below a folder or bucket.",
+        config="lens_core.datasets.image_folder.config:ImageFolderConfig",
+        target="lens_core.datasets.image_folder.dataset:ImageFolder",
+        extra=_IMAGES,
+    )
+    yield DatasetSpec(
+        name="scenes",
+        summary="Procedural scenes of coloured shapes with exact scene graphs, in any number.",
+        config="lens_core.datasets.scenes.config:ScenesConfig",
+        target="lens_core.datasets.scenes.dataset:Scenes",
+        extra="lens-core[scenes]",
+    )
+
+
+@hookimpl
+def lens_filters() -> Iterator[FilterSpec]:
+    """Cheap, exact filters."""
+    yield FilterSpec(
+        name="decodable",
+        summary="Drops images that cannot be decoded completely.",
+        config="lens_core.filters.decodable.config:DecodableConfig",
+        target="lens_core.filters.decodable.filter:Decodable",
+        extra=_IMAGES,
+    )
+    yield FilterSpec(
+        name="min-area",
+        summary="Drops images with too few pixels.",
+        config="lens_core.filters.min_area.config:MinAreaConfig",
+        target="lens_core.filters.min_area.filter:MinArea",
+        extra=_IMAGES,
+    )
+
+
+@hookimpl
+def lens_models() -> Iterator[ModelSpec]:
+    """The Lens denoiser."""
+    yield ModelSpec(
+        name="lens",
+        summary="The Lens rectified-flow transformer, in the sizes nano, 100m, toy-1.2b and 3.8b.",
+        config="lens_core.diffusion.models.lens.config:LensModelConfig",
+        target="lens_core.diffusion.models.lens.model:build",
+        extra=_DIFFUSION,
+    )
+
+
+@hookimpl
+def lens_autoencoders() -> Iterator[AutoencoderSpec]:
+    """Pixels as they are."""
+    yield AutoencoderSpec(
+        name="pixels",
+        summary="No compression: a token is a patch of pixels.",
+        config="lens_core.diffusion.autoencoders.pixels.config:PixelsConfig",
+        target="lens_core.diffusion.autoencoders.pixels.autoencoder:Pixels",
+        extra=_DIFFUSION,
+    )
+
+
+@hookimpl
+def lens_text_encoders() -> Iterator[TextEncoderSpec]:
+    """A small encoder that is trained with the denoiser."""
+    yield TextEncoderSpec(
+        name="small",
+        summary="A small transformer over byte-pair tokens, trained together with the denoiser.",
+        config="lens_core.diffusion.text_encoders.small.config:SmallTextEncoderConfig",
+        target="lens_core.diffusion.text_encoders.small.encoder:SmallTextEncoder",
+        extra=_DIFFUSION,
+    )
+
+
+@hookimpl
+def lens_samplers() -> Iterator[SamplerSpec]:
+    """Euler's method."""
+    yield SamplerSpec(
+        name="flow-euler",
+        summary="Euler steps along the flow, on the released time grid or a plain one.",
+        config="lens_core.diffusion.samplers.flow_euler.config:FlowEulerConfig",
+        target="lens_core.diffusion.samplers.flow_euler.sampler:FlowEuler",
+        extra=_DIFFUSION,
+    )
+
+
+@hookimpl
+def lens_rewriters() -> Iterator[RewriterSpec]:
+    """An expander by rule, for the procedural world."""
+    yield RewriterSpec(
+        name="scene-expander",
+        summary="Completes a short scene prompt by rule: sizes, places, background, in the dense style.",
+        config="lens_core.rewriters.scene_expander.config:SceneExpanderConfig",
+        target="lens_core.rewriters.scene_expander.rewriter:SceneExpander",
+    )
+
+
+@hookimpl
+def lens_stages() -> Iterator[StageSpec]:
+    """The stage that brings images in."""
+    yield StageSpec(
+        name="ingest",
+        summary="Read a source of images, filter it, and store it as shards.",
+        config="lens_core.stages.ingest.config:IngestStageConfig",
+        target="lens_core.stages.ingest.stage:run",
+        fingerprint="lens_core.stages.ingest.stage:fingerprint",
+        makes="images",
+        extra=_IMAGES,
+    )

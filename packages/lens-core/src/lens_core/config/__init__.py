@@ -1,0 +1,1 @@
+"""Configuration: pydantic models, YAML with line marks, overrides, and the pipeline file."""

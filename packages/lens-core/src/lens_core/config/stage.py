@@ -1,0 +1,27 @@
+"""The base of every stage's config: its name in the pipeline, and where its inputs come from."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from lens_core.config.base import ComponentConfig
+
+__all__ = ["StageConfig"]
+
+
+class StageConfig(ComponentConfig):
+    """A step of a pipeline. Subclasses add `type`, their options, and a `source` if they take artefacts."""
+
+    name: str = Field(
+        pattern=r"^[a-z0-9]+([_-][a-z0-9]+)*$",
+        max_length=64,
+        description="Name of the step and of its folder in the run folder: lower-case letters, digits, '-', '_'.",
+    )
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Names of the earlier stages whose artefacts this one takes."""
+        source = getattr(self, "source", ())
+        if isinstance(source, str):
+            return (source,)
+        return tuple(source) if isinstance(source, list | tuple) else ()

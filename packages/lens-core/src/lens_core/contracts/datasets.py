@@ -1,0 +1,80 @@
+"""Images on their way in: what a dataset yields and what a filter sees."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    import numpy as np
+
+__all__ = ["Candidate", "Dataset", "Filter", "ImageInfo", "ImageRecord"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageRecord:
+    """One image of a source. Its bytes are read late, by calling `read`.
+
+    Args:
+        name: what a person would call it: a path below the source, or an index.
+        read: gives the stored bytes; may raise `OSError` or `StorageError`.
+        licence: licence identifier or text, if the source knows it.
+        source_url: where the image came from.
+        metadata: JSON-able facts that travel with the image, such as a scene graph.
+    """
+
+    name: str
+    read: Callable[[], bytes]
+    licence: str = ""
+    source_url: str = ""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageInfo:
+    """What a file's header says: size in pixels as displayed (after EXIF rotation), and format ("jpeg", "png", …)."""
+
+    width: int
+    height: int
+    format: str
+
+
+class Dataset(Protocol):
+    """A source of images; built as `target(config, base=..., seed=...)`.
+
+    `base` is the folder that relative paths in the config are relative to. Two passes yield the same records.
+    """
+
+    def __iter__(self) -> Iterator[ImageRecord]:
+        """Yield the records in a fixed order."""
+        ...
+
+    def fingerprint(self) -> str:
+        """A cheap text that changes when the records would: names, sizes and times of files, say; "" if they never do."""
+        ...
+
+
+class Candidate(Protocol):
+    """An image under examination; `lens_core.images.Candidate` is the implementation."""
+
+    name: str
+    data: bytes
+
+    @property
+    def info(self) -> ImageInfo:
+        """Size and format, read from the header alone; raises `ImageError` if there is no image header."""
+        ...
+
+    def pixels(self) -> np.ndarray:
+        """uint8 [height, width, 3]; raises `ImageError` with the reason if the bytes cannot be decoded."""
+        ...
+
+
+class Filter(Protocol):
+    """Keeps an image or drops it with a reason; built as `target(config)`."""
+
+    def check(self, candidate: Candidate) -> str | None:
+        """None keeps the image; a text drops it and is what the user reads."""
+        ...

@@ -1,0 +1,90 @@
+"""What the kinds that speak torch must be able to do.
+
+Suffixes: B images, N image tokens in all, T text tokens in all, L text layers, C token channels, E text width.
+torch itself is imported by the implementations only.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from torch import Tensor
+
+    from lens_core.diffusion.ragged import RaggedBatch
+
+__all__ = ["Autoencoder", "Denoiser", "Sampler", "TextEncoder"]
+
+
+class Denoiser(Protocol):
+    """A network from a ragged batch to a velocity.
+
+    Built as `target(config, in_channels=, enc_hidden_dim=, num_text_layers=)`.
+    """
+
+    def forward_ragged(self, batch: RaggedBatch) -> Tensor:
+        """The network's output [N, C]; a sample's result does not depend on its neighbours in the batch."""
+        ...
+
+    def init_weights(self, seed: int) -> None:
+        """Set weights to train from scratch, the same for the same seed."""
+        ...
+
+    def training_flops(
+        self, image_lengths: Sequence[int], text_lengths: Sequence[int], *, text_gradient: bool
+    ) -> float:
+        """Matmul FLOPs of one training step on segments of these lengths, forward and backward."""
+        ...
+
+
+class Autoencoder(Protocol):
+    """Between pixels and tokens; built as `target(config)`. `stride` is in pixels per token side."""
+
+    stride: int
+    channels: int
+
+    def encode(self, pixels_BCHW: Tensor) -> Tensor:
+        """Pixels in [-1, 1] to tokens [B, h·w, C], rows of the token grid first."""
+        ...
+
+    def decode(self, tokens_BNC: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Tokens back to pixels [B, 3, H, W]; grid is (h, w) in tokens."""
+        ...
+
+
+class TextEncoder(Protocol):
+    """Prompts to features: a list of `num_layers` tensors [T, `width`] over the tokens of all prompts."""
+
+    num_layers: int
+    width: int
+    trainable: bool
+
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text; an empty text has none."""
+        ...
+
+    def __call__(self, ids_T: Tensor, offsets: Tensor) -> list[Tensor]:
+        """Features; `offsets` int32 [G+1] says where each text begins."""
+        ...
+
+    def training_flops(self, lengths: Sequence[int]) -> float:
+        """Matmul FLOPs of one training step for prompts of these lengths; 0 if the encoder is frozen."""
+        ...
+
+
+class Sampler(Protocol):
+    """A time grid and a step; built as `target(config)`. Knows neither pixels nor prompts."""
+
+    def times(self, num_tokens: int) -> Tensor:
+        """The grid from 1 (noise) to 0 (image) for an image of `num_tokens` tokens."""
+        ...
+
+    def step(self, x: Tensor, velocity: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
+        """One step from time `t` to `t_next`."""
+        ...
+
+    def sample(self, velocity: Callable[[Tensor, Tensor], Tensor], x: Tensor, times: Tensor) -> Tensor:
+        """Follow `velocity(x, t)` along `times`."""
+        ...

@@ -1,0 +1,1 @@
+"""The images below a folder or bucket."""

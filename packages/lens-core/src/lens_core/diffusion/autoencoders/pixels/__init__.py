@@ -1,0 +1,1 @@
+"""Pixels as they are, cut into patches."""

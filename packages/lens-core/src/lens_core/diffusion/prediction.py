@@ -1,0 +1,24 @@
+"""From the denoiser's output to a velocity.
+
+Time t is 1 at pure noise; x_t = (1 - t)·x0 + t·noise; velocity v = noise - x0 = (x_t - x0) / t.
+
+Suffixes: N image tokens, C channels.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lens_core.config.prediction import PredictionConfig
+
+__all__ = ["to_velocity"]
+
+
+def to_velocity(prediction: PredictionConfig, output_NC: Tensor, x_NC: Tensor, t_N1: Tensor) -> Tensor:
+    """The velocity [N, C] that an output at x_t stands for."""
+    if prediction.type == "velocity":
+        return output_NC
+    return (x_NC - output_NC) / t_N1.clamp_min(prediction.t_floor)

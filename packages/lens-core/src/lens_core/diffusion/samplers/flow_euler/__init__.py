@@ -1,0 +1,1 @@
+"""Euler steps along the flow."""

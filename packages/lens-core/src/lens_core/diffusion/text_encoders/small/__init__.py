@@ -1,0 +1,1 @@
+"""A small text encoder, trained with the denoiser."""

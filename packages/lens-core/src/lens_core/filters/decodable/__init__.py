@@ -1,0 +1,1 @@
+"""Drops images that cannot be decoded completely."""

@@ -1,0 +1,154 @@
+"""The one decode function, for captioner and trainer alike: the same bytes are the same pixels everywhere.
+
+Decoders differ in what they do silently: some rotate by EXIF and some do not, some return grey pixels for the missing
+half of a truncated file. Here an image is upright, sRGB, complete, and 8 bits deep, or an `ImageError` says why not.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import warnings
+
+import numpy as np
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+
+from lens_core.contracts import ImageInfo
+from lens_core.errors import ImageError
+
+__all__ = ["MAX_PIXELS", "Candidate", "decode", "fit", "header", "to_jpeg"]
+
+MAX_PIXELS = 178_956_970
+"""Larger images are refused before they are decoded: a few kilobytes can claim to be terabytes of pixels."""
+
+_EXIF_ORIENTATION = 0x0112
+
+
+class Candidate:
+    """An image under examination: its header is read at once, its pixels on demand and only once."""
+
+    def __init__(self, name: str, data: bytes):
+        self.name = name
+        self.data = data
+
+    @functools.cached_property
+    def info(self) -> ImageInfo:
+        """Size and format by the header; raises `ImageError`."""
+        return header(self.data)
+
+    def pixels(self) -> np.ndarray:
+        """uint8 [height, width, 3]; raises `ImageError`."""
+        return self._pixels
+
+    @functools.cached_property
+    def _pixels(self) -> np.ndarray:
+        return decode(self.data)
+
+
+def header(data: bytes) -> ImageInfo:
+    """What the header says, without decoding: size as displayed, and format in lower case.
+
+    Raises:
+        ImageError: no image format is recognised, or it claims too many pixels.
+    """
+    with _open(data) as image:
+        width, height = image.size
+        if image.getexif().get(_EXIF_ORIENTATION, 1) in {5, 6, 7, 8}:
+            width, height = height, width
+        return ImageInfo(width=width, height=height, format=(image.format or "unknown").lower())
+
+
+def decode(data: bytes) -> np.ndarray:
+    """Decode to upright sRGB: uint8 [height, width, 3].
+
+    EXIF orientation is applied, an embedded colour profile converted, transparency laid over white, 16-bit depth
+    scaled to 8, and of an animation the first frame taken.
+
+    Raises:
+        ImageError: not an image, truncated, damaged, or too large; the message is the reason.
+    """
+    with _open(data) as image:
+        try:
+            image.load()
+            return np.asarray(_srgb(_eight_bit(ImageOps.exif_transpose(image))))
+        except (OSError, ValueError, SyntaxError, EOFError, MemoryError) as error:
+            raise ImageError(_reason(error)) from error
+
+
+def fit(pixels_HW3: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Scale an image to cover `height` × `width` and cut the middle out: uint8 [height, width, 3]."""
+    if pixels_HW3.shape[:2] == (height, width):
+        return pixels_HW3
+    image = Image.fromarray(pixels_HW3)
+    return np.asarray(ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS))
+
+
+def to_jpeg(pixels_HW3: np.ndarray, *, max_side: int, quality: int) -> bytes:
+    """A JPEG no larger than `max_side` on its longer side, as sent to captioning services; the same every time."""
+    image = Image.fromarray(pixels_HW3)
+    image.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
+    stream = io.BytesIO()
+    image.save(stream, "JPEG", quality=quality)
+    return stream.getvalue()
+
+
+def _open(data: bytes) -> Image.Image:
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns at MAX_IMAGE_PIXELS and fails at twice that; one bound, ours, is checked below.
+            warnings.simplefilter("ignore")
+            image = Image.open(io.BytesIO(data))
+    except UnidentifiedImageError as error:
+        raise ImageError("it is empty" if not data else "it is not an image") from error
+    except (OSError, ValueError, SyntaxError, EOFError) as error:
+        raise ImageError(_reason(error)) from error
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"it claims more than {MAX_PIXELS:,} pixels") from error
+    if image.width * image.height > MAX_PIXELS:
+        raise ImageError(f"it claims {image.width}x{image.height}, more than {MAX_PIXELS:,} pixels")
+    return image
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    if image.mode.startswith(("I", "F")):
+        values = np.asarray(image).astype(np.float64)
+        # Integer modes hold 16-bit samples, which Pillow would clip at 255 instead of scaling; float ones hold 0…1.
+        scale = 255.0 if image.mode == "F" and values.max(initial=0) <= 1 else 255.0 / 65535.0
+        return Image.fromarray(np.clip(np.rint(values * scale), 0, 255).astype(np.uint8))
+    return image
+
+
+def _srgb(image: Image.Image) -> Image.Image:
+    if image.mode == "P":
+        image = image.convert("RGBA" if "transparency" in image.info else "RGB")
+    alpha = None
+    if image.mode in {"RGBA", "LA", "PA", "La", "RGBa"}:
+        alpha = image.convert("RGBA").getchannel("A")
+        image = image.convert("LA").getchannel("L") if image.mode in {"LA", "La"} else image.convert("RGB")
+    image = _converted(image)
+    if alpha is not None:
+        white = Image.new("RGB", image.size, "white")
+        image = Image.composite(image, white, alpha)
+    return image
+
+
+def _converted(image: Image.Image) -> Image.Image:
+    """To sRGB through the embedded profile, if there is a sound one that fits."""
+    profile = image.info.get("icc_profile")
+    if profile and image.mode in {"RGB", "L", "CMYK"}:
+        try:
+            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            target = ImageCms.createProfile("sRGB")
+            converted = ImageCms.profileToProfile(image, source, target, outputMode="RGB")
+            if converted is not None:
+                return converted
+        except (ImageCms.PyCMSError, OSError, ValueError):
+            pass  # a broken profile, or one for another kind of pixels: viewers ignore it, and so do we
+    return image.convert("RGB")
+
+
+def _reason(error: Exception) -> str:
+    text = str(error).lower()
+    if "truncated" in text or "unexpected end" in text or "premature" in text or "not enough" in text:
+        return "it is truncated"
+    return f"it is damaged ({' '.join(str(error).split()) or type(error).__name__})"

@@ -1,0 +1,337 @@
+"""Run a pipeline: stages in order, skipping what is done, resuming what was cut off.
+
+A stage is done when its folder has a manifest whose `key` equals the key of now: a hash of its resolved config, its
+parents' hashes, the seed, and the fingerprint of anything it reads from outside. Otherwise the runner says what
+differs, removes the manifest first (a half-made artefact must never look finished), runs the stage and writes the new
+manifest last. Killing the process at any moment therefore leaves either the old state or none of that stage.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import hashlib
+import json
+import os
+import platform
+import shutil
+import signal
+import threading
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from lens_core import __version__
+from lens_core.config.base import config_hash
+from lens_core.errors import ArtifactError, RunFolderError, Stopped, StorageError
+from lens_core.pipeline.context import StageContext
+from lens_core.pipeline.lock import LOCK, locked
+from lens_core.pipeline.progress import EventLog, Progress
+from lens_core.specs import StageSpec, load_dotted
+from lens_core.storage import urls
+from lens_core.storage.artifacts import FORMAT_VERSION, MANIFEST, Artifact, OutputFolder, load_artifact, manifest_hash
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from lens_core.config.pipeline import Pipeline
+    from lens_core.config.stage import StageConfig
+    from lens_core.registry import Registry
+
+__all__ = ["EVENTS", "RUN_FILE", "STATE", "run_pipeline"]
+
+RUN_FILE = "run.json"
+EVENTS = "events.jsonl"
+STATE = ".state"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Key:
+    """What decides whether a stage is done; compared part by part to say why it is not."""
+
+    config: dict[str, Any]
+    parents: dict[str, str]
+    seed: int
+    outside: str
+
+    def digest(self) -> str:
+        return config_hash(asdict(self))
+
+    def difference(self, manifest: dict[str, Any]) -> str:
+        """Why an artefact with this manifest is not what the pipeline asks for now."""
+        old_config = manifest["config"]
+        changed = _changed("", old_config, self.config)
+        if changed:
+            return f"{', '.join(changed[:3])} changed" + (f" (and {len(changed) - 3} more)" if len(changed) > 3 else "")
+        old_parents = {parent["name"]: parent["hash"] for parent in manifest["parents"]}
+        stale = [name for name, digest in self.parents.items() if old_parents.get(name) != digest]
+        if stale:
+            return f"its input {', '.join(map(repr, stale))} changed"
+        if manifest.get("seed") != self.seed:
+            return "the seed changed"
+        return "its source changed"
+
+
+def run_pipeline(pipeline: Pipeline, registry: Registry, *, progress: Progress | None = None) -> dict[str, Artifact]:
+    """Run every stage that is not done yet.
+
+    Args:
+        pipeline: a checked pipeline.
+        registry: where components come from.
+        progress: where people read; by default standard error.
+
+    Returns:
+        the artefacts by stage name.
+
+    Raises:
+        RunFolderError: the run folder is in use, foreign, or cannot be written.
+        Stopped: a signal asked for it; the state is saved.
+        LensError: whatever a stage has to say.
+    """
+    run_url = pipeline.config.run
+    _open_run_folder(run_url)
+    with locked(run_url):
+        _refuse_foreign(pipeline, run_url)
+        state_root = _state_root(run_url)
+        state_root.mkdir(parents=True, exist_ok=True)
+        # A bucket cannot be appended to: there the events are uploaded when the run ends.
+        events_file = (urls.local_path(run_url) if urls.is_local(run_url) else state_root) / EVENTS
+        events = EventLog(events_file)
+        progress = progress or Progress()
+        progress.events = events
+        _describe_run(pipeline, run_url)
+        artifacts: dict[str, Artifact] = {}
+        try:
+            with _signals(progress):
+                for number, config in enumerate(pipeline.stages, start=1):
+                    label = f"[{number}/{len(pipeline.stages)}] {config.name}"
+                    artifacts[config.name] = _run_stage(
+                        config, pipeline, registry, progress, artifacts, label=label, state_root=state_root
+                    )
+                    if progress.stop_asked and number < len(pipeline.stages):
+                        raise Stopped(f"stopped after {config.name}; the same command goes on from here")
+        except KeyboardInterrupt:
+            raise Stopped("interrupted; the same command goes on from what was saved") from None
+        finally:
+            events.close()
+            if not urls.is_local(run_url):
+                urls.write_bytes(urls.join(run_url, EVENTS), events_file.read_bytes())
+    return artifacts
+
+
+def _run_stage(
+    config: StageConfig,
+    pipeline: Pipeline,
+    registry: Registry,
+    progress: Progress,
+    artifacts: dict[str, Artifact],
+    *,
+    label: str,
+    state_root: Path,
+) -> Artifact:
+    spec = registry.spec("stages", config.type)
+    assert isinstance(spec, StageSpec)
+    run_url = pipeline.config.run
+    url = urls.join(run_url, config.name)
+    inputs = tuple(artifacts[name] for name in config.sources)
+    outside = ""
+    if spec.fingerprint:
+        fingerprint = load_dotted(spec.fingerprint, asked_by=spec.name, extra=spec.extra)
+        outside = str(fingerprint(config, registry=registry, base=pipeline.base, seed=pipeline.config.seed))
+    key = _Key(
+        config=config.model_dump(mode="json"),
+        parents={artifact.name: artifact.hash for artifact in inputs},
+        seed=pipeline.config.seed,
+        outside=outside,
+    )
+    done, reason = _look(url, key)
+    if done:
+        progress.heading(f"{label}: done already", stage=config.name, status="skipped")
+        return done
+    run = spec.load_target()
+    progress.heading(f"{label}: {spec.summary}" + (f" (again: {reason})" if reason else ""), stage=config.name)
+
+    state_dir = state_root / config.name
+    if not _belongs(state_dir, key):
+        shutil.rmtree(state_dir, ignore_errors=True)
+        state_dir.mkdir(parents=True)
+        (state_dir / "key").write_text(key.digest())
+    urls.remove(urls.join(url, MANIFEST))
+    urls.remove(url, recursive=True)
+    urls.mkdirs(url)
+    output = OutputFolder(url, state_root / "scratch")
+    context = StageContext(
+        name=config.name,
+        inputs=inputs,
+        output=output,
+        state_dir=state_dir,
+        run_url=run_url,
+        base=pipeline.base,
+        seed=pipeline.config.seed,
+        registry=registry,
+        progress=progress,
+    )
+    progress.open(config.name)
+    started = time.monotonic()
+    event = "stage-failed"
+    try:
+        stats = run(config, context)
+        artifact = _finish(config, spec, key, output, inputs, stats, time.monotonic() - started, registry)
+        event = "stage-done"
+    finally:
+        progress.close(event)
+        shutil.rmtree(output.scratch, ignore_errors=True)
+    shutil.rmtree(state_dir, ignore_errors=True)
+    progress.heading(f"  done in {time.monotonic() - started:.1f} s", stage=config.name, status="done")
+    return artifact
+
+
+def _finish(
+    config: StageConfig,
+    spec: StageSpec,
+    key: _Key,
+    output: OutputFolder,
+    inputs: tuple[Artifact, ...],
+    stats: dict[str, Any],
+    seconds: float,
+    registry: Registry,
+) -> Artifact:
+    """Write the manifest: from this moment the artefact exists."""
+    files = sorted(output.files.values(), key=lambda entry: entry.path)
+    plugin = registry["stages"][config.type].plugin
+    manifest = {
+        "format_version": FORMAT_VERSION,
+        "type": spec.makes,
+        "name": config.name,
+        "hash": manifest_hash(spec.makes, files, config_hash(key.config), list(key.parents.values())),
+        "key": key.digest(),
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "seconds": round(seconds, 3),
+        "seed": key.seed,
+        "config": key.config,
+        "parents": [
+            {"name": artifact.name, "type": artifact.type, "hash": artifact.hash, "url": f"../{artifact.name}"}
+            for artifact in inputs
+        ],
+        "stats": stats,
+        "files": [asdict(entry) for entry in files],
+        "versions": {
+            "lens": __version__,
+            "python": platform.python_version(),
+            plugin.distribution: plugin.version,
+        },
+    }
+    urls.write_bytes(urls.join(output.url, MANIFEST), (json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode())
+    return Artifact(output.url, manifest)
+
+
+def _look(url: str, key: _Key) -> tuple[Artifact | None, str]:
+    """The finished artefact if it is what the pipeline asks for; otherwise why it is not ("" if there is none)."""
+    if not urls.exists(urls.join(url, MANIFEST)):
+        return None, "it was cut off" if urls.exists(url) else ""
+    try:
+        artifact = load_artifact(url)
+    except ArtifactError as error:
+        return None, str(error)
+    if artifact.manifest.get("key") != key.digest():
+        return None, key.difference(dict(artifact.manifest))
+    missing = [entry.path for entry in artifact.files if not urls.exists(artifact.url_of(entry.path))]
+    if missing:
+        return None, f"{missing[0]} is gone"
+    return artifact, ""
+
+
+def _changed(prefix: str, old: Any, new: Any) -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = [*old, *(name for name in new if name not in old)]
+        missing = object()
+        return [
+            text
+            for name in keys
+            for text in _changed(f"{prefix}.{name}" if prefix else name, old.get(name, missing), new.get(name, missing))
+        ]
+    return [] if old == new else [prefix]
+
+
+def _belongs(state_dir: Path, key: _Key) -> bool:
+    try:
+        return (state_dir / "key").read_text() == key.digest()
+    except OSError:
+        return False
+
+
+def _open_run_folder(run_url: str) -> None:
+    try:
+        urls.mkdirs(run_url)
+    except StorageError as error:
+        raise RunFolderError(f"the run folder {run_url} cannot be made: {error}") from error
+    if urls.is_local(run_url) and not os.access(urls.local_path(run_url), os.W_OK):
+        raise RunFolderError(f"the run folder {run_url} cannot be written: permission denied")
+
+
+def _refuse_foreign(pipeline: Pipeline, run_url: str) -> None:
+    """Refuse a folder that another pipeline made, or that is no run folder at all."""
+    url = urls.join(run_url, RUN_FILE)
+    if not urls.exists(url):
+        strangers = [name for name in urls.ls(run_url) if name not in {LOCK, STATE}]
+        if strangers:
+            raise RunFolderError(
+                f"{run_url} is not empty and no run folder of Lens (it holds {strangers[0]!r}); choose another 'run:'"
+            )
+        return
+    try:
+        made_by = json.loads(urls.read_text(url))
+        old = dict(made_by["stages"])
+        old_file = str(made_by["pipeline"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunFolderError(f"{url} is damaged; remove the folder or choose another 'run:'") from error
+    new = {stage.name: stage.type for stage in pipeline.stages}
+    other_types = [name for name in new if name in old and old[name] != new[name]]
+    if other_types or not old.keys() & new.keys():
+        what = f"there {other_types[0]!r} is of type {old[other_types[0]]}" if other_types else "no stage has the same name"
+        raise RunFolderError(
+            f"{run_url} was made by another pipeline, {old_file} ({what}); choose another 'run:' or remove the folder"
+        )
+
+
+def _describe_run(pipeline: Pipeline, run_url: str) -> None:
+    described = {
+        "format_version": FORMAT_VERSION,
+        "pipeline": Path(pipeline.file).name,
+        "stages": {stage.name: stage.type for stage in pipeline.stages},
+        "lens": __version__,
+    }
+    urls.write_bytes(urls.join(run_url, RUN_FILE), (json.dumps(described, indent=2) + "\n").encode())
+    resolved = yaml.safe_dump(pipeline.config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+    urls.write_bytes(urls.join(run_url, "resolved.yaml"), resolved.encode())
+
+
+def _state_root(run_url: str) -> Path:
+    """Private state lies beside a local run; for a run in a bucket, in the user's cache folder."""
+    if urls.is_local(run_url):
+        return urls.local_path(run_url) / STATE
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "lens" / hashlib.sha256(run_url.encode()).hexdigest()[:16]
+
+
+@contextlib.contextmanager
+def _signals(progress: Progress) -> Iterator[None]:
+    """The first SIGINT or SIGTERM asks the stage to save and stop; the second interrupts it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ask(number: int, frame: object) -> None:
+        if progress.stop_asked:
+            raise KeyboardInterrupt
+        progress.stop_asked = True
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,1 @@
+"""Built-in rewriters: from a short prompt to one like the training captions."""

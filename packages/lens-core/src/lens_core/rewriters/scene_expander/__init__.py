@@ -1,0 +1,1 @@
+"""Completes short scene prompts by rule."""

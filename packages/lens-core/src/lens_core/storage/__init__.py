@@ -1,0 +1,1 @@
+"""Files that outlive a process: URLs, artefacts, shards, caption layers, lineage."""

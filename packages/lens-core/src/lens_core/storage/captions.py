@@ -1,0 +1,97 @@
+"""Caption layers: a Parquet table beside the pixels, keyed by image and layer. Nothing ever rewrites a shard.
+
+An image may have several layers (a brief one, a dense one); a trainer names those it wants. Failed images are rows
+too, with a status and no text, so that what is missing can be asked for.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lens_core.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from lens_core.storage.artifacts import Artifact, OutputFolder
+
+__all__ = ["CAPTIONS", "CaptionRow", "read_captions", "write_captions"]
+
+CAPTIONS = "captions.parquet"
+
+_SCHEMA = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("layer", pa.string(), nullable=False),
+        pa.field("text", pa.string(), nullable=False),
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("detail", pa.string(), nullable=False),
+        pa.field("words", pa.int32(), nullable=False),
+        pa.field("provenance", pa.string(), nullable=False),
+    ]
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionRow:
+    """What one layer says of one image; `text` is empty unless `status` is "ok"."""
+
+    key: str
+    layer: str
+    text: str
+    status: str = "ok"
+    detail: str = ""
+    provenance: Mapping[str, str | int | float] = field(default_factory=dict)
+
+
+def write_captions(output: OutputFolder, rows: Iterable[CaptionRow]) -> None:
+    """Write a caption table.
+
+    Raises:
+        ValueError: an image has two rows in one layer.
+    """
+    columns: dict[str, list[Any]] = {name: [] for name in _SCHEMA.names}
+    seen: set[tuple[str, str]] = set()
+    for row in rows:
+        if (row.key, row.layer) in seen:
+            raise ValueError(f"image {row.key} has two captions in the layer {row.layer!r}")
+        seen.add((row.key, row.layer))
+        provenance = json.dumps(dict(row.provenance), sort_keys=True, ensure_ascii=False)
+        values = (row.key, row.layer, row.text, row.status, row.detail, len(row.text.split()), provenance)
+        for name, value in zip(_SCHEMA.names, values, strict=True):
+            columns[name].append(value)
+    stream = io.BytesIO()
+    pq.write_table(pa.table(columns, schema=_SCHEMA), stream)
+    output.write_bytes(CAPTIONS, stream.getvalue())
+
+
+def read_captions(artifact: Artifact, *, layers: Iterable[str] | None = None) -> list[CaptionRow]:
+    """The rows of an artefact of type "captions", in the order written.
+
+    Args:
+        artifact: the captions.
+        layers: only these; None means all.
+
+    Raises:
+        ArtifactError: the table is damaged, or has no such layer.
+    """
+    try:
+        table = pq.read_table(pa.BufferReader(artifact.read_bytes(CAPTIONS)), schema=_SCHEMA)
+    except (pa.ArrowException, KeyError) as error:
+        raise ArtifactError(f"{artifact.url_of(CAPTIONS)} is damaged: {error}") from error
+    columns = table.to_pydict()
+    wanted = None if layers is None else set(layers)
+    missing = (wanted or set()) - set(columns["layer"])
+    if missing:
+        there = ", ".join(sorted(set(columns["layer"]))) or "none"
+        raise ArtifactError(f"{artifact.url} has no caption layer {sorted(missing)[0]!r} (it has: {there})")
+    return [
+        CaptionRow(key=key, layer=layer, text=text, status=status, detail=detail, provenance=json.loads(provenance))
+        for key, layer, text, status, detail, _, provenance in zip(*columns.values(), strict=True)
+        if wanted is None or layer in wanted
+    ]

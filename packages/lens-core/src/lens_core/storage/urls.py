@@ -1,0 +1,258 @@
+"""The one place where fsspec is called: paths and URLs are read, listed and written here.
+
+A URL without a scheme is a path on this machine. Writes are atomic: on a file system a temporary name in the same
+folder and then a rename, on an object store one PUT per file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import posixpath
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fsspec.core import url_to_fs
+
+from lens_core.errors import MissingExtraError, StorageError
+from lens_core.specs import pip_line
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import BinaryIO
+
+__all__ = [
+    "create_exclusive",
+    "exists",
+    "is_local",
+    "join",
+    "local_path",
+    "ls",
+    "mkdirs",
+    "open_read",
+    "put_file",
+    "read_bytes",
+    "read_text",
+    "remove",
+    "resolve",
+    "version",
+    "walk",
+    "write_bytes",
+]
+
+_EXTRAS = {"s3": "lens-core[s3]", "s3a": "lens-core[s3]"}
+
+
+def is_local(url: str) -> bool:
+    """Whether `url` is a path on this machine."""
+    return "://" not in url or url.startswith("file://")
+
+
+def local_path(url: str) -> Path:
+    """The path behind a local URL.
+
+    Raises:
+        StorageError: the URL is not local.
+    """
+    if not is_local(url):
+        raise StorageError(f"{url} is not on this machine's file system")
+    return Path(url.removeprefix("file://"))
+
+
+def join(url: str, *parts: str) -> str:
+    """`url` and further path parts, with single slashes."""
+    head = url.rstrip("/")
+    return "/".join([head, *(part.strip("/") for part in parts if part.strip("/"))]) or "/"
+
+
+def resolve(url: str, base: str) -> str:
+    """A relative path as seen from the folder `base`; absolute paths and URLs stay as they are."""
+    if "://" in url or os.path.isabs(url):
+        return url
+    if is_local(base):
+        return os.path.normpath(local_path(base) / url)
+    scheme, path = base.split("://", 1)
+    return f"{scheme}://{posixpath.normpath(posixpath.join(path, url))}"
+
+
+def exists(url: str) -> bool:
+    """Whether a file or folder is there."""
+    fs, path = _fs(url)
+    with _told(url, "look at"):
+        fs.invalidate_cache()
+        return bool(fs.exists(path))
+
+
+def read_bytes(url: str) -> bytes:
+    """The whole content of a file.
+
+    Raises:
+        StorageError: it is absent or cannot be read.
+    """
+    fs, path = _fs(url)
+    with _told(url, "read"):
+        return bytes(fs.cat_file(path))
+
+
+def read_text(url: str) -> str:
+    """The whole content of a UTF-8 file."""
+    try:
+        return read_bytes(url).decode()
+    except UnicodeDecodeError as error:
+        raise StorageError(f"{url} is not UTF-8 text") from error
+
+
+def open_read(url: str) -> BinaryIO:
+    """A seekable binary stream; the caller closes it."""
+    fs, path = _fs(url)
+    with _told(url, "read"):
+        return fs.open(path, "rb")  # type: ignore[no-any-return]
+
+
+def write_bytes(url: str, data: bytes) -> None:
+    """Write a file in one step: readers see the old content or the new, never a part."""
+    if is_local(url):
+        path = local_path(url)
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+        with _told(url, "write"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                with temporary.open("wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                temporary.replace(path)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
+        return
+    fs, path_text = _fs(url)
+    with _told(url, "write"):
+        fs.pipe_file(path_text, data)
+
+
+def put_file(url: str, source: Path) -> None:
+    """Move a finished local file to `url` (a rename on a file system, an upload elsewhere)."""
+    if is_local(url):
+        target = local_path(url)
+        with _told(url, "write"):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            source.replace(target)
+        return
+    fs, path = _fs(url)
+    with _told(url, "write"):
+        fs.put_file(str(source), path)
+        source.unlink()
+
+
+def create_exclusive(url: str, data: bytes) -> bool:
+    """Write a small file only if it does not exist yet; False if it does.
+
+    Raises:
+        StorageError: the store cannot do that, so it cannot keep two writers apart.
+    """
+    if is_local(url):
+        with _told(url, "write"):
+            try:
+                with local_path(url).open("xb") as file:
+                    file.write(data)
+            except FileExistsError:
+                return False
+        return True
+    fs, path = _fs(url)
+    try:
+        fs.pipe_file(path, data, mode="create")
+    except FileExistsError:
+        return False
+    except (NotImplementedError, TypeError, ValueError) as error:
+        raise StorageError(f"{url}: this store cannot create a file exclusively ({error})") from error
+    except OSError as error:
+        raise StorageError(f"cannot write {url}: {_reason(error)}") from error
+    return True
+
+
+def mkdirs(url: str) -> None:
+    """Make a folder; object stores need none."""
+    if is_local(url):
+        with _told(url, "write"):
+            local_path(url).mkdir(parents=True, exist_ok=True)
+
+
+def remove(url: str, *, recursive: bool = False) -> None:
+    """Remove a file, or with `recursive` a folder; absent is fine."""
+    fs, path = _fs(url)
+    with _told(url, "remove"), contextlib.suppress(FileNotFoundError):
+        fs.rm(path, recursive=recursive)
+
+
+def ls(url: str) -> list[str]:
+    """Names (not paths) of what lies directly below a folder, sorted; empty if the folder is absent."""
+    fs, path = _fs(url)
+    with _told(url, "list"):
+        fs.invalidate_cache()
+        if not fs.exists(path):
+            return []
+        return sorted({entry.rstrip("/").rsplit("/", 1)[-1] for entry in fs.ls(path, detail=False)} - {""})
+
+
+def walk(url: str) -> Iterator[str]:
+    """Paths of all files below a folder, relative to it, sorted.
+
+    Raises:
+        StorageError: the folder is absent or cannot be listed.
+    """
+    fs, path = _fs(url)
+    with _told(url, "list"):
+        fs.invalidate_cache()
+        if not fs.exists(path):
+            raise StorageError(f"{url} does not exist")
+        if not fs.isdir(path):
+            raise StorageError(f"{url} is not a folder")
+        if is_local(url):
+            os.listdir(path)  # fsspec swallows "permission denied" while it walks
+        found = fs.find(path)
+    prefix = path.rstrip("/") + "/"
+    yield from sorted(entry.removeprefix(prefix) for entry in found)
+
+
+def version(url: str) -> str:
+    """A cheap text that changes when a file does: its size, and its time or entity tag."""
+    fs, path = _fs(url)
+    with _told(url, "look at"):
+        info = fs.info(path)
+    return f"{info.get('size')} {info.get('ETag') or info.get('mtime') or info.get('LastModified') or ''}"
+
+
+def _fs(url: str) -> tuple[Any, str]:
+    try:
+        fs, path = url_to_fs(url)
+    except ImportError as error:
+        scheme = url.split("://")[0]
+        extra = _EXTRAS.get(scheme)
+        hint = f"; install it with: {pip_line(extra)}" if extra else f" ({error})"
+        raise MissingExtraError(f"{scheme}:// URLs need a library that is not installed{hint}") from error
+    except ValueError as error:
+        raise StorageError(f"{url}: {error}") from error
+    return fs, str(path)
+
+
+@contextlib.contextmanager
+def _told(url: str, verb: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(f"cannot {verb} {url}: {_reason(error)}") from error
+    except Exception as error:
+        # s3fs and its kin let some errors of their client libraries through untranslated.
+        if type(error).__module__.startswith(("botocore", "aiobotocore", "aiohttp")):
+            raise StorageError(f"cannot {verb} {url}: {_reason(error)}") from error
+        raise
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "it does not exist"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    return " ".join(f"{type(error).__name__}: {error}".split())

@@ -1,0 +1,207 @@
+"""Contracts of the kinds that need no torch: datasets, filters, captioners, rewriters, evaluators."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from lens_core.contracts import CaptionOutcome, ImageItem
+from lens_core.testing.base import ComponentContract
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from lens_core.config.base import ComponentConfig
+    from lens_core.registry import Registry
+
+__all__ = ["CaptionerContract", "DatasetContract", "EvaluatorContract", "FilterContract", "RewriterContract"]
+
+_STATUSES = {"ok", "refusal", "content-filter", "truncated", "empty", "transport", "bad-image"}
+
+
+class DatasetContract(ComponentContract):
+    """A source of images. Override `base` if relative paths in `config` need a folder to start at."""
+
+    kind = "datasets"
+
+    @pytest.fixture
+    def base(self, tmp_path: Path) -> str:
+        """The folder that relative paths start at."""
+        return str(tmp_path)
+
+    @pytest.fixture
+    def dataset(self, lens_registry: Registry, parsed: ComponentConfig, base: str) -> Any:
+        """The component under test."""
+        return lens_registry.build(self.kind, parsed, base=base, seed=7)
+
+    def test_two_passes_agree(self, dataset: Any) -> None:
+        """Iterating twice yields the same names and bytes: keep no state between passes."""
+        first = [(record.name, record.read()) for record in itertools.islice(dataset, 8)]
+        assert first
+        assert first == [(record.name, record.read()) for record in itertools.islice(dataset, 8)]
+
+    def test_names_are_unique(self, dataset: Any) -> None:
+        """A name is how a person finds an image again."""
+        names = [record.name for record in itertools.islice(dataset, 64)]
+        assert len(set(names)) == len(names)
+
+    def test_images_decode(self, dataset: Any) -> None:
+        """What the source yields are encoded images."""
+        from lens_core.images import decode
+
+        for record in itertools.islice(dataset, 4):
+            assert decode(record.read()).ndim == 3
+
+    def test_metadata_is_json(self, dataset: Any) -> None:
+        """Metadata travels in a Parquet column as JSON."""
+        for record in itertools.islice(dataset, 4):
+            assert json.loads(json.dumps(dict(record.metadata))) == dict(record.metadata)
+
+    def test_fingerprint_is_stable(self, dataset: Any) -> None:
+        """The fingerprint decides whether `ingest` runs again: the same source gives the same text."""
+        assert dataset.fingerprint() == dataset.fingerprint()
+        assert isinstance(dataset.fingerprint(), str)
+
+
+class FilterContract(ComponentContract):
+    """Keeps an image or says why not."""
+
+    kind = "filters"
+
+    @pytest.fixture
+    def filter(self, lens_registry: Registry, parsed: ComponentConfig) -> Any:
+        """The component under test."""
+        return lens_registry.build(self.kind, parsed)
+
+    def test_verdict_is_stable(self, filter: Any, tiny_images: list[ImageItem]) -> None:
+        """The same image gets the same verdict: None, or a reason in words."""
+        from lens_core.images import Candidate
+
+        for item in tiny_images:
+            verdicts = [filter.check(Candidate("x.png", item.data)) for _ in range(2)]
+            assert verdicts[0] == verdicts[1]
+            assert verdicts[0] is None or verdicts[0].strip()
+
+    def test_garbage_does_not_crash(self, filter: Any) -> None:
+        """Bytes that are no image get a reason or an `ImageError`, never another exception."""
+        from lens_core.errors import ImageError
+        from lens_core.images import Candidate
+
+        try:
+            verdict = filter.check(Candidate("x.jpg", b"not an image"))
+        except ImageError as error:
+            verdict = str(error)
+        assert verdict is None or verdict.strip()
+
+
+class CaptionerContract(ComponentContract):
+    """Images to texts. Override `images` if the captioner needs more than pixels."""
+
+    kind = "captioners"
+
+    @pytest.fixture
+    def images(self, tiny_images: list[ImageItem]) -> list[ImageItem]:
+        """At least two different images that the captioner can caption."""
+        return tiny_images
+
+    @pytest.fixture
+    def captioner(self, lens_registry: Registry, parsed: ComponentConfig) -> Iterator[Any]:
+        """The component under test."""
+        captioner = lens_registry.build(self.kind, parsed)
+        yield captioner
+        captioner.close()
+
+    def test_one_outcome_per_image_in_order(self, captioner: Any, images: list[ImageItem]) -> None:
+        """Return one `CaptionOutcome` per image, with its key, in the order given."""
+        outcomes = captioner.caption(images)
+        assert [outcome.key for outcome in outcomes] == [item.key for item in images]
+        assert all(isinstance(outcome, CaptionOutcome) and outcome.status in _STATUSES for outcome in outcomes)
+        assert any(outcome.status == "ok" for outcome in outcomes)
+
+    def test_only_ok_carries_text(self, captioner: Any, images: list[ImageItem]) -> None:
+        """A failed image has a detail and no text: nobody may train on half a caption."""
+        for outcome in captioner.caption(images):
+            assert bool(outcome.text) == (outcome.status == "ok")
+            assert outcome.status == "ok" or outcome.detail
+
+    def test_empty_batch(self, captioner: Any) -> None:
+        """No images, no outcomes."""
+        assert captioner.caption([]) == []
+
+    def test_one_bad_image_spoils_nothing(self, captioner: Any, images: list[ImageItem]) -> None:
+        """Bytes that are no image give an outcome of their own; the neighbours are captioned as if alone."""
+        bad = ImageItem(key="0" * 64, data=b"not an image")
+        outcomes = captioner.caption([images[0], bad, images[1]])
+        assert [outcome.status for outcome in outcomes][::2] == ["ok", "ok"]
+        assert outcomes[1].key == bad.key
+
+    def test_same_image_same_text(self, captioner: Any, images: list[ImageItem]) -> None:
+        """A captioner that declares itself deterministic repeats itself, also with other neighbours."""
+        if captioner.deterministic:
+            together = [outcome.text for outcome in captioner.caption(images)]
+            alone = [captioner.caption([item])[0].text for item in images]
+            assert together == alone
+
+    def test_provenance_is_flat(self, captioner: Any, images: list[ImageItem]) -> None:
+        """Provenance is stored as a JSON object of texts and numbers."""
+        for outcome in captioner.caption(images[:1]):
+            assert all(isinstance(value, str | int | float) for value in outcome.provenance.values())
+
+    def test_closing_twice(self, captioner: Any) -> None:
+        """`close` may be called again."""
+        captioner.close()
+        captioner.close()
+
+
+class RewriterContract(ComponentContract):
+    """Prompts to longer prompts."""
+
+    kind = "rewriters"
+    prompts: tuple[str, ...] = ("a red circle", "", "xyzzy", "a very long prompt " * 50)
+
+    @pytest.fixture
+    def rewriter(self, lens_registry: Registry, parsed: ComponentConfig) -> Any:
+        """The component under test."""
+        return lens_registry.build(self.kind, parsed)
+
+    def test_one_text_per_prompt(self, rewriter: Any) -> None:
+        """One text per prompt, in order; none for none."""
+        assert len(rewriter.rewrite(self.prompts)) == len(self.prompts)
+        assert rewriter.rewrite([]) == []
+        assert all(isinstance(text, str) for text in rewriter.rewrite(self.prompts))
+
+    def test_same_seed_same_text(self, rewriter: Any) -> None:
+        """A seed makes it repeatable."""
+        assert rewriter.rewrite(self.prompts, seed=3) == rewriter.rewrite(self.prompts, seed=3)
+
+
+class EvaluatorContract(ComponentContract):
+    """Prompts and verdicts."""
+
+    kind = "evaluators"
+
+    @pytest.fixture
+    def evaluator(self, lens_registry: Registry, parsed: ComponentConfig) -> Any:
+        """The component under test."""
+        return lens_registry.build(self.kind, parsed)
+
+    def test_tasks_are_repeatable(self, evaluator: Any) -> None:
+        """The same tasks in the same order, with unique ids, each with at least one prompt."""
+        tasks = evaluator.tasks()
+        assert tasks
+        assert list(tasks) == list(evaluator.tasks())
+        assert len({task.id for task in tasks}) == len(tasks)
+        assert all(task.prompts for task in tasks)
+
+    def test_verdict_on_noise_is_a_bool(self, evaluator: Any) -> None:
+        """Any image gets a verdict, noise too, and the same one twice."""
+        import numpy as np
+
+        for task in evaluator.tasks()[:5]:
+            noise = np.random.default_rng(0).integers(0, 256, (task.height, task.width, 3), dtype=np.uint8)
+            assert evaluator.score(task, noise) in (True, False)
+            assert evaluator.score(task, noise) == evaluator.score(task, noise)

@@ -1,0 +1,3 @@
+"""The door of lens-serve. It offers nothing yet."""
+
+__all__: list[str] = []

@@ -1,0 +1,1 @@
+"""Captioned images, and the batches cut from them."""

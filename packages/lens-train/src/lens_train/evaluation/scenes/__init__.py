@@ -1,0 +1,1 @@
+"""Prompt following in the procedural scenes, judged exactly."""

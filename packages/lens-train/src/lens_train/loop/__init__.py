@@ -1,0 +1,1 @@
+"""The training loop: one step, repeated within a budget, saved and resumed."""

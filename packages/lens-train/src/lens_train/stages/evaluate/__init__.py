@@ -1,0 +1,1 @@
+"""Measure how well models follow prompts."""

@@ -1,0 +1,196 @@
+"""The runner: order, skipping, reasons, locks, signals, and SIGKILL at random moments."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+FAKES = Path(__file__).resolve().parents[1] / "fakes"
+PIPELINE = """\
+run: {run}
+stages:
+  - {{name: a, type: numbers, count: {count}, pause_s: {pause}}}
+  - {{name: b, type: numbers, count: 4}}
+  - {{name: sum, type: total, source: [a, b]}}
+"""
+
+
+@pytest.fixture
+def pipeline(tmp_path):
+    def write(*, run="run", count=3, pause=0, extra=""):
+        file = tmp_path / "pipeline.yaml"
+        file.write_text(PIPELINE.format(run=run, count=count, pause=pause) + extra)
+        return str(file)
+
+    return write
+
+
+def manifest(tmp_path, stage, run="run"):
+    return json.loads((tmp_path / run / stage / "manifest.json").read_text())
+
+
+def start(tmp_path, file):
+    env = {**os.environ, "PYTHONPATH": str(FAKES / "good")}
+    return subprocess.Popen(
+        [Path(sys.executable).with_name("lens"), "run", file], cwd=tmp_path, env=env, stderr=subprocess.PIPE, text=True
+    )
+
+
+def test_runs_in_order_then_skips_everything(lens, pipeline, tmp_path):
+    done = lens("run", pipeline(), fakes=("good",))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "total 9\n"
+    again = lens("run", pipeline(), fakes=("good",))
+    assert again.stderr.count("done already") == 3
+    assert again.stdout == "total 9\n"
+    assert json.loads((tmp_path / "run" / "sum" / "total.json").read_text()) == 9
+    assert "count: 3" in (tmp_path / "run" / "resolved.yaml").read_text()
+    events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
+    assert [event["stage"] for event in events if event["event"] == "stage-done"] == ["a", "b", "sum"]
+
+
+def test_says_why_a_stage_runs_again_and_spares_the_rest(lens, pipeline):
+    lens("run", pipeline(), fakes=("good",))
+    again = lens("run", pipeline(count=5), fakes=("good",))
+    assert "a: Writes numbers" in again.stderr
+    assert "(again: count changed)" in again.stderr
+    assert "b: done already" in again.stderr
+    assert "(again: its input 'a' changed)" in again.stderr
+    assert "(again: the seed changed)" in lens("run", pipeline(count=5), "--set", "seed=5", fakes=("good",)).stderr
+
+
+def test_lineage_is_complete_and_hashes_match(lens, pipeline, tmp_path):
+    import hashlib
+
+    lens("run", pipeline(), fakes=("good",))
+    made = manifest(tmp_path, "sum")
+    assert [parent["hash"] for parent in made["parents"]] == [manifest(tmp_path, name)["hash"] for name in "ab"]
+    (entry,) = made["files"]
+    assert entry["sha256"] == hashlib.sha256((tmp_path / "run" / "sum" / "total.json").read_bytes()).hexdigest()
+    traced = lens("trace", "run/sum/total.json")
+    assert traced.returncode == 0
+    assert [line.split()[0] for line in traced.stdout.splitlines() if "total" in line or "numbers by" in line] == [
+        "sum",
+        "a",
+        "b",
+    ]
+    assert lens("trace", "pipeline.yaml").returncode == 2
+    assert lens("trace", "nowhere.png").returncode == 2
+
+
+def test_a_lost_file_is_made_again(lens, pipeline, tmp_path):
+    lens("run", pipeline(), fakes=("good",))
+    (tmp_path / "run" / "a" / "numbers.txt").unlink()
+    again = lens("run", pipeline(), fakes=("good",))
+    assert "(again: numbers.txt is gone)" in again.stderr
+    assert (tmp_path / "run" / "a" / "numbers.txt").exists()
+
+
+def test_user_errors_are_one_line_and_leave_no_manifest(lens, pipeline, tmp_path):
+    done = lens("run", pipeline(), "--set", "b.fail_at=2", fakes=("good",))
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == "lens: told to fail"
+    assert not (tmp_path / "run" / "b" / "manifest.json").exists()
+    assert "Traceback" not in done.stderr
+
+
+def test_killed_at_random_moments_it_goes_on(pipeline, tmp_path):
+    file = pipeline(count=40, pause=0.02)
+    random.seed(5)
+    kills = 0
+    for _ in range(40):
+        process = start(tmp_path, file)
+        try:
+            process.wait(random.uniform(0.3, 0.9))
+            break
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kills += 1
+        finally:
+            process.stderr.close()
+    assert kills >= 1
+    assert process.returncode == 0
+    numbers = (tmp_path / "run" / "a" / "numbers.txt").read_text().split()
+    assert numbers == [str(number) for number in range(40)]
+    assert json.loads((tmp_path / "run" / "sum" / "total.json").read_text()) == sum(range(40)) + 6
+    assert not (tmp_path / "run" / ".state" / "a").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_stops_with_code_3(lens, pipeline, tmp_path, number):
+    process = start(tmp_path, pipeline(count=500, pause=0.02))
+    journal = tmp_path / "run" / ".state" / "a" / "journal"
+    deadline = time.monotonic() + 60
+    while not (journal.exists() and journal.stat().st_size > 8) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 3
+    assert said.splitlines()[-1].startswith("lens: stopped at number")
+    saved = len(journal.read_text().split())
+    done = lens("run", pipeline(count=saved, pause=0), fakes=("good",))
+    assert done.returncode == 0
+
+
+def test_one_writer(lens, pipeline, tmp_path):
+    process = start(tmp_path, pipeline(count=500, pause=0.05))
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "run" / "run.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    try:
+        second = lens("run", pipeline(count=500, pause=0.05), fakes=("good",))
+        assert second.returncode == 2
+        (line,) = second.stderr.splitlines()
+        assert f"the run folder run is in use by process {process.pid}" in line
+    finally:
+        process.kill()
+        process.communicate()
+    assert lens("run", pipeline(), fakes=("good",)).returncode == 0
+
+
+def test_a_foreign_folder_is_refused(lens, pipeline, tmp_path):
+    lens("run", pipeline(), fakes=("good",))
+    other = tmp_path / "other.yaml"
+    other.write_text("run: run\nstages:\n  - {name: other, type: numbers}\n")
+    done = lens("run", str(other), fakes=("good",))
+    assert done.returncode == 2
+    assert "was made by another pipeline, pipeline.yaml" in done.stderr
+    other.write_text("run: run\nstages:\n  - {name: b, type: numbers}\n  - {name: a, type: total, source: b}\n")
+    assert "there 'a' is of type numbers" in lens("run", str(other), fakes=("good",)).stderr
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.jpg").write_bytes(b"x")
+    done = lens("run", pipeline(run="photos"), fakes=("good",))
+    assert done.returncode == 2
+    assert "photos is not empty and no run folder of Lens" in done.stderr
+    assert (tmp_path / "photos" / "cat.jpg").exists()
+
+
+def test_unwritable_run_folder(lens, pipeline, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    done = lens("run", pipeline(run="file/run"), fakes=("good",))
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "the run folder file/run cannot be made" in line
+
+
+def test_unreadable_pipeline(lens):
+    done = lens("run", "nowhere.yaml")
+    assert done.returncode == 2
+    assert done.stderr.strip() == "lens: cannot read nowhere.yaml: it does not exist"
+
+
+
+def test_our_own_bug_shows_its_traceback(lens, pipeline):
+    done = lens("run", pipeline(), "--set", "b.fail_at=-2", fakes=("good",))
+    assert done.returncode == 1
+    assert "RuntimeError: a bug" in done.stderr
+    assert "Traceback" in done.stderr

@@ -1,0 +1,204 @@
+"""URLs, atomic writes and artefacts: on a file system, and on a real S3 server of our own (moto)."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import uuid
+
+import pytest
+
+from lens_core.errors import ArtifactError, MissingExtraError, StorageError
+from lens_core.storage import urls
+from lens_core.storage.artifacts import OutputFolder, load_artifact
+
+
+@pytest.fixture(scope="module")
+def s3_server():
+    """A moto server on a free port of this machine, and the environment that makes s3fs talk to it."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    endpoint = f"http://127.0.0.1:{port}"
+    environment = {
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": endpoint,
+        "FSSPEC_S3_ENDPOINT_URL": endpoint,
+    }
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                break
+        time.sleep(0.1)
+    yield environment
+    process.terminate()
+    process.wait()
+
+
+@pytest.fixture(params=["folder", "s3"])
+def root(request, tmp_path, monkeypatch):
+    """An empty place to write to: a folder, then a bucket."""
+    if request.param == "folder":
+        yield str(tmp_path / "root")
+    else:
+        yield from in_bucket(request.getfixturevalue("s3_server"), monkeypatch)
+
+
+@pytest.fixture
+def bucket(s3_server, monkeypatch):
+    """An empty place in a bucket."""
+    yield from in_bucket(s3_server, monkeypatch)
+
+
+def in_bucket(environment, monkeypatch):
+    import s3fs
+    from fsspec.config import conf, set_conf_env
+
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    s3fs.S3FileSystem.clear_instance_cache()
+    set_conf_env(conf)
+    bucket = f"lens-{uuid.uuid4().hex[:8]}"
+    s3fs.S3FileSystem().mkdir(bucket)
+    yield f"s3://{bucket}/root"
+    s3fs.S3FileSystem.clear_instance_cache()
+    conf.pop("s3", None)
+
+
+def test_write_read_list_remove(root):
+    urls.write_bytes(urls.join(root, "a", "b.txt"), b"one")
+    urls.write_bytes(urls.join(root, "a", "b.txt"), b"two")
+    urls.write_bytes(urls.join(root, "c.txt"), "drei ü".encode())
+    assert urls.read_bytes(urls.join(root, "a/b.txt")) == b"two"
+    assert urls.read_text(urls.join(root, "c.txt")) == "drei ü"
+    assert urls.ls(root) == ["a", "c.txt"]
+    assert list(urls.walk(root)) == ["a/b.txt", "c.txt"]
+    assert urls.exists(urls.join(root, "c.txt"))
+    with urls.open_read(urls.join(root, "a/b.txt")) as stream:
+        stream.seek(1)
+        assert stream.read() == b"wo"
+    urls.remove(urls.join(root, "c.txt"))
+    urls.remove(urls.join(root, "c.txt"))
+    assert not urls.exists(urls.join(root, "c.txt"))
+    urls.remove(root, recursive=True)
+    assert urls.ls(root) == []
+
+
+def test_absent_things_are_told_in_one_line(root):
+    with pytest.raises(StorageError, match="it does not exist"):
+        urls.read_bytes(urls.join(root, "nothing"))
+    with pytest.raises(StorageError, match="does not exist"):
+        list(urls.walk(urls.join(root, "nowhere")))
+    assert urls.ls(urls.join(root, "nowhere")) == []
+
+
+def test_exclusive_create_keeps_the_first(root):
+    urls.mkdirs(root)
+    url = urls.join(root, "lease")
+    assert urls.create_exclusive(url, b"first")
+    assert not urls.create_exclusive(url, b"second")
+    assert urls.read_bytes(url) == b"first"
+
+
+def test_artifact_round_trip(root, tmp_path):
+    output = OutputFolder(urls.join(root, "stage"), tmp_path / "scratch")
+    output.write_json("x.json", {"a": 1})
+    folder = output.local_dir("work")
+    (folder / "sub").mkdir()
+    (folder / "sub" / "big.bin").write_bytes(b"0" * 1000)
+    output.add_folder("data", folder)
+    assert sorted(output.files) == ["data/sub/big.bin", "x.json"]
+    manifest = {"format_version": 1, "type": "t", "name": "stage", "hash": "h", "parents": [], "config": {}, "stats": {}}
+    manifest["files"] = [vars(entry) for entry in output.files.values()]
+    urls.write_bytes(urls.join(root, "stage", "manifest.json"), json.dumps(manifest).encode())
+    artifact = load_artifact(urls.join(root, "stage"))
+    assert artifact.read_json("x.json") == {"a": 1}
+    assert artifact.read_bytes("data/sub/big.bin") == b"0" * 1000
+    assert {entry.path: entry.bytes for entry in artifact.files}["data/sub/big.bin"] == 1000
+    with pytest.raises(ArtifactError, match="descends from no artefact"):
+        artifact.parent("images")
+
+
+def test_a_failed_write_leaves_the_old_content_and_no_rest(tmp_path):
+    target = tmp_path / "x.txt"
+    urls.write_bytes(str(target), b"old")
+    with pytest.raises(TypeError):
+        urls.write_bytes(str(target), "not bytes")
+    assert target.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["x.txt"]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(b"{", "not valid JSON"), (b"[]", "no manifest of Lens"), (b'{"type": "x"}', "lacks"), (None, "no finished artefact")],
+)
+def test_damaged_manifests(tmp_path, content, words):
+    if content is not None:
+        (tmp_path / "manifest.json").write_bytes(content)
+    with pytest.raises(ArtifactError, match=words):
+        load_artifact(str(tmp_path))
+
+
+def test_newer_format_is_refused(tmp_path):
+    manifest = dict.fromkeys(["type", "name", "hash", "files", "parents", "config", "stats"], "x") | {"format_version": 2}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ArtifactError, match="format version 2; this Lens reads version 1"):
+        load_artifact(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("url", "base", "resolved"),
+    [
+        ("data/x", "/home/me", "/home/me/data/x"),
+        ("../x", "/home/me", "/home/x"),
+        ("/abs", "/home/me", "/abs"),
+        ("s3://b/x", "/home/me", "s3://b/x"),
+        ("../images", "s3://b/run/dense", "s3://b/run/images"),
+        ("x.yaml", "s3://b/run", "s3://b/run/x.yaml"),
+    ],
+)
+def test_resolve(url, base, resolved):
+    assert urls.resolve(url, base) == resolved
+
+
+@pytest.mark.parametrize(
+    ("parts", "joined"),
+    [(("a", "b"), "a/b"), (("a/", "/b/", "c"), "a/b/c"), (("s3://b", "x"), "s3://b/x"), (("/", "x"), "/x"), (("a", ""), "a")],
+)
+def test_join(parts, joined):
+    assert urls.join(*parts) == joined
+
+
+def test_a_scheme_whose_library_is_missing():
+    with pytest.raises((MissingExtraError, StorageError)):
+        urls.read_bytes("gs://bucket/x")
+
+
+def test_pipeline_runs_into_a_bucket(bucket, lens, tmp_path, s3_server):
+    file = tmp_path / "p.yaml"
+    file.write_text(
+        f"run: {bucket}/run\nstages:\n  - {{name: a, type: numbers}}\n  - {{name: t, type: total, source: a}}\n"
+    )
+    environment = {**s3_server, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    done = lens("run", str(file), fakes=("good",), **environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "total 3\n"
+    again = lens("run", str(file), fakes=("good",), **environment)
+    assert again.stderr.count("done already") == 2, again.stderr
+    assert load_artifact(urls.join(bucket, "run", "t")).parents[0].read_bytes("numbers.txt") == b"0\n1\n2\n"
+    urls.write_bytes(urls.join(bucket, "run", ".lock"), b'{"pid": 7, "host": "far", "since": "then"}')
+    busy = lens("run", str(file), fakes=("good",), **environment)
+    assert busy.returncode == 2
+    assert "in use by process 7 on far since then; if that process is gone, remove" in busy.stderr
