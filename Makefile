@@ -33,7 +33,7 @@ types: .stamps/dev ## Types.
 
 docs: .stamps/dev ## Build the site; fails when a generated page is stale.
 	$(BIN)/python tools/generate_reference.py --check
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: .stamps/dev ## The benchmarks; each prints ratios and writes JSON to runs/benchmarks.
 	$(BIN)/python benchmarks/train_step.py --out runs/benchmarks/train_step.json

@@ -28,7 +28,7 @@ def test_links_lead_somewhere(page):
 def test_generated_reference_is_fresh():
     command = [sys.executable, ROOT / "tools" / "generate_reference.py", "--check"]
     done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, f"run 'make reference': {done.stdout}{done.stderr}"
+    assert done.returncode == 0, f"run tools/generate_reference.py: {done.stdout}{done.stderr}"
 
 
 def test_check_notices_a_stale_page(tmp_path, monkeypatch, capsys):

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Request", "generate"]
 
-MAX_BATCH_TOKENS = 8192
+MAX_BATCH_TOKENS = 4096
 """Image and text tokens in one call of the denoiser, guidance's second branch not counted."""
 
 

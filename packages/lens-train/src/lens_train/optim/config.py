@@ -15,7 +15,7 @@ class OptimizerConfig(Config):
     """How parameters are moved."""
 
     type: Literal["muon", "adamw"] = Field(
-        "adamw", description="'muon' moves the matrices of the blocks by Muon and everything else by AdamW."
+        "muon", description="'muon' moves the matrices of the blocks by Muon and everything else by AdamW."
     )
     lr: float = Field(3e-3, gt=0, description="AdamW's peak learning rate.")
     muon_lr: float = Field(1e-2, gt=0, description="Muon's peak learning rate.")

@@ -2,7 +2,7 @@
 
 * alt-text: what the web writes: one object, or nothing useful
 * brief: every object with colour and shape, and no more
-* dense: the count, the background, each object's size, colour, shape and place, and how neighbours relate
+* dense: the count, the background, each object's size, colour, shape and place, and how two of them relate
 
 A dense caption says all there is to say: the scene can be redrawn from it. Wording and order vary by lot.
 """
@@ -92,23 +92,19 @@ def _dense(scene: Scene, rng: random.Random) -> str:
     opening = _one_of(
         (
             f"there {verb} {count} {noun} on a {plain} background.",
-            f"a {plain} background with {count} {noun}.",
-            f"{count} {noun} on a plain {plain} background.",
+            f"{plain} background, {count} {noun}.",
+            f"{count} {noun} on {plain}.",
         ),
         rng,
     )
-    places = []
+    details = []
     for item in objects:
         name = f"{item.size} {item.colour} {item.shape}"
-        places.append(
-            _one_of((f"a {name} is in the {item.quadrant}.", f"in the {item.quadrant} there is a {name}."), rng)
-        )
-    relations = [
-        f"the {a.colour} {a.shape} is {relation(a, b)} the {b.colour} {b.shape}."
-        for a, b in zip(objects, objects[1:], strict=False)
-        if (a.colour, a.shape) != (b.colour, b.shape)
-    ]
-    details = places + relations
+        details.append(_one_of((f"a {name} in the {item.quadrant}.", f"{item.quadrant}: {name}."), rng))
+    # One relation, of two neighbours in the telling: the others follow from the places.
+    for a, b in zip(objects[:1], objects[1:2], strict=False):
+        if (a.colour, a.shape) != (b.colour, b.shape):
+            details.append(f"the {a.colour} {a.shape} is {relation(a, b)} the {b.colour} {b.shape}.")
     return " ".join([opening, *details]) if rng.random() < 0.7 else " ".join([*details, opening])
 
 
@@ -138,7 +134,7 @@ _RELATION_WORDS = {
 }
 _PLACES = [*QUADRANTS, *(f"{v}{dash}{h}" for v in ("top", "bottom", "upper", "lower") for h in ("left", "right") for dash in " -")]
 _OBJECT = re.compile(
-    rf"(?:in the (?P<before>{_words(_PLACES)}) there is )?"
+    rf"(?:(?P<before>{_words(_PLACES)}):\s+)?"
     rf"\b(?:(?P<article>a|an|the)\s+)?(?:(?P<number>one|two|three|four)\s+)?(?:(?P<size>{_words(list(_SIZE_WORDS))})\s+)?"
     rf"(?P<colour>{_words(list(COLOURS))})\s+(?P<shape>{_words(sorted(_SINGULAR, key=len, reverse=True))})\b"
     rf"(?:(?:\s+is)?,?\s+(?:in|at|on)\s+the\s+(?P<place>{_words(_PLACES)}))?"

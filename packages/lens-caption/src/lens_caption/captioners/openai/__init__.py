@@ -1,0 +1,1 @@
+"""Captions from any vision model behind an OpenAI-style endpoint."""

@@ -1,0 +1,61 @@
+"""Settings of the OpenAI-style captioner."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from lens_caption.prompts import PromptName
+from lens_core.config.base import ComponentConfig
+
+__all__ = ["OPENAI_URL", "OpenAIConfig"]
+
+OPENAI_URL = "https://api.openai.com/v1"
+
+
+class OpenAIConfig(ComponentConfig):
+    """Any vision model behind an OpenAI-style endpoint: OpenAI, vLLM, SGLang, Ollama, llama.cpp.
+
+    The API key comes from an environment variable, never from this file.
+    """
+
+    type: Literal["openai"] = "openai"
+    model: str = Field(min_length=1, description="The model's name at the endpoint, such as gpt-4.1.")
+    base_url: str = Field(OPENAI_URL, description="The endpoint, up to and with /v1.")
+    api: Literal["auto", "responses", "chat"] = Field(
+        "auto", description="Which API to speak; auto takes responses for OpenAI itself and chat for every other server."
+    )
+    api_key_env: str = Field("OPENAI_API_KEY", description="Name of the environment variable that holds the API key.")
+    prompt: PromptName = Field("dense-1", description="Which of the built-in prompts is sent with each image.")
+    instruction: str | None = Field(None, min_length=1, description="A prompt of your own, instead of a built-in one.")
+    max_side: int = Field(768, ge=32, le=4096, description="Images are scaled down to this before they are sent.")
+    jpeg_quality: int = Field(85, ge=30, le=100, description="Quality of the JPEG that is sent.")
+    detail: Literal["low", "high", "auto"] | None = Field(None, description="The API's image detail; null leaves it out.")
+    max_output_tokens: int = Field(700, gt=0, le=32768, description="Longer answers count as truncated.")
+    temperature: float | None = Field(None, ge=0, le=2, description="null leaves it to the server.")
+    timeout_s: float = Field(120, gt=0, le=3600, description="Seconds to wait for one answer.")
+    max_attempts: int = Field(6, ge=1, le=20, description="Tries per image against a busy or failing server.")
+    max_wait_s: float = Field(60, ge=0, le=3600, description="Longest pause between two tries.")
+    concurrency: int = Field(8, ge=1, le=256, description="Requests in flight.")
+
+    @field_validator("base_url")
+    @classmethod
+    def _plain_http(cls, url: str) -> str:
+        if not url.startswith(("http://", "https://")):
+            raise ValueError("an endpoint starts with http:// or https://")
+        if "@" in url.split("/")[2]:
+            raise ValueError("an endpoint must not carry credentials; set them in the environment")
+        return url.rstrip("/")
+
+    @property
+    def is_openai(self) -> bool:
+        """Whether the endpoint is OpenAI's own."""
+        return self.base_url == OPENAI_URL
+
+    @property
+    def speaks(self) -> Literal["responses", "chat"]:
+        """The API in use."""
+        if self.api != "auto":
+            return self.api
+        return "responses" if self.is_openai else "chat"

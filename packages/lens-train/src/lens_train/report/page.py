@@ -1,0 +1,123 @@
+"""The page: one HTML file that loads nothing, and trusts none of the texts it shows.
+
+Captions, prompts and file names are somebody's words: the template escapes everything, and the content security policy
+allows inlined images and this page's own style sheet (by its hash) and nothing else.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+import numpy as np
+from PIL import Image
+
+from lens_core.images import decode, fit
+from lens_core.storage.captions import read_captions
+from lens_core.storage.shards import ShardReader
+from lens_train.report.charts import ARM_COLOURS, accuracy_chart, data_url, loss_chart
+from lens_train.report.summary import ancestors
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lens_core.storage.artifacts import Artifact
+    from lens_train.stages.report.config import ReportStageConfig
+
+__all__ = ["render_page"]
+
+_SHOWN_SIDE = 128
+
+
+def render_page(config: ReportStageConfig, inputs: Sequence[Artifact], summary: dict[str, Any]) -> str:
+    """The report as one HTML file."""
+    models = [artifact for artifact in inputs if artifact.type == "model"]
+    style = (resources.files(__package__) / "templates" / "report.css").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("lens_train.report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["percent"] = lambda share: f"{100 * share:.0f}"
+    environment.filters["thousands"] = lambda number: f"{number:,}"
+    arms = summary["arms"]
+    own = {name: arm["accuracy"].get(arm["own_style"], {}) for name, arm in arms.items()}
+    own = {name: cells for name, cells in own.items() if cells}
+    return environment.get_template("report.html.j2").render(
+        title=config.title,
+        style=style,
+        style_hash=digest,
+        summary=summary,
+        arms=arms,
+        colours=dict(zip(arms, ARM_COLOURS * 9, strict=False)),
+        skills=list(dict.fromkeys(s for arm in arms.values() for cells in arm["accuracy"].values() for s in cells)),
+        styles=list(dict.fromkeys(style for arm in arms.values() for style in arm["accuracy"])),
+        accuracy=accuracy_chart(
+            {name: {s: cell["accuracy"] for s, cell in cells.items()} for name, cells in own.items()},
+            {name: {s: (cell["low"], cell["high"]) for s, cell in cells.items()} for name, cells in own.items()},
+        )
+        if own
+        else None,
+        losses=loss_chart(models),
+        gallery=_gallery([artifact for artifact in inputs if artifact.type == "samples"]),
+        captioned=_captioned(models, config.captions_shown),
+        lineage=ancestors(inputs),
+    )
+
+
+def _gallery(samples: list[Artifact]) -> list[dict[str, Any]]:
+    """One entry per prompt and index: what was asked, and each model's picture."""
+    rows: dict[tuple[str, int], dict[str, Any]] = {}
+    for artifact in samples:
+        for entry in artifact.read_json("samples.json")["samples"]:
+            row = rows.setdefault(
+                (artifact.name, entry["index"]),
+                {"prompt": entry["prompt"], "rewritten": entry["rewritten_prompt"], "pictures": []},
+            )
+            row["pictures"].append({"model": entry["model"], "url": data_url(artifact.read_bytes(entry["path"]), "image/png")})
+    return list(rows.values())
+
+
+def _captioned(models: list[Artifact], count: int) -> list[dict[str, Any]]:
+    """The first training images, each with what every arm was told of it."""
+    layers: dict[str, dict[str, str]] = {}
+    order: list[str] = []
+    images: Artifact | None = None
+    for model in models:
+        captions = model.parent("captions")
+        rows = [row for row in read_captions(captions) if row.status == "ok"]
+        layers[captions.name] = {row.key: row.text for row in rows}
+        order = order or [row.key for row in rows]
+        images = images or captions.parent("images")
+    if images is None:
+        return []
+    reader = ShardReader(images)
+    chosen = [key for key in order if key in reader][:count]
+    shown = [
+        {
+            "url": data_url(_thumbnail(reader.by_key(key).data), "image/png"),
+            "name": reader.by_key(key).name,
+            "texts": {layer: texts.get(key, "") for layer, texts in layers.items()},
+        }
+        for key in chosen
+    ]
+    reader.close()
+    return shown
+
+
+def _thumbnail(data: bytes) -> bytes:
+    pixels = decode(data)
+    if max(pixels.shape[:2]) > _SHOWN_SIDE:
+        scale = _SHOWN_SIDE / max(pixels.shape[:2])
+        height, width = (max(1, round(side * scale)) for side in pixels.shape[:2])
+        pixels = np.asarray(fit(pixels, height, width))
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG")
+    return stream.getvalue()
