@@ -25,7 +25,13 @@ def lens(tmp_path):
 
     def run(*arguments: str, fakes: tuple[str, ...] = (), cwd: Path | None = None, **environment: str):
         paths = [str(FAKES / name) for name in fakes]
-        env = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", "PYTHONPATH": os.pathsep.join(paths), **environment}
+        env = {
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "COLUMNS": "200",
+            "PYTHONPATH": os.pathsep.join(paths),
+            **environment,
+        }
         return subprocess.run(
             [Path(sys.executable).with_name("lens"), *arguments],
             capture_output=True,

@@ -45,7 +45,17 @@ def wheels(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wheels")
     for name in NAMES:
         subprocess.run(
-            [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(folder), ROOT / "packages" / f"lens-{name}"],
+            [
+                sys.executable,
+                "-m",
+                "pip",
+                "wheel",
+                "-q",
+                "--no-deps",
+                "-w",
+                str(folder),
+                ROOT / "packages" / f"lens-{name}",
+            ],
             check=True,
             capture_output=True,
         )
@@ -59,20 +69,27 @@ def test_wheels_carry_code_data_and_types(wheels):
     assert all(f"lens_{name}/py.typed" in inside[name] for name in NAMES)
     assert any(path.endswith("presets/nano.yaml") for path in inside["core"])
     assert any(path.endswith(".html.j2") for path in inside["train"])
-    assert not any("test_" in path for paths in inside.values() for path in paths)
+    assert not any("/test_" in path for paths in inside.values() for path in paths)
 
 
 @pytest.mark.timeout(900)
 def test_caption_installs_alone_beside_core_and_brings_no_torch(wheels, tmp_path):
     venv = tmp_path / "venv"
     subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
-    requirements = [f"lens-core[images] @ {wheels['core'].as_uri()}", f"lens-caption[openai] @ {wheels['caption'].as_uri()}"]
+    requirements = [
+        f"lens-core[images] @ {wheels['core'].as_uri()}",
+        f"lens-caption[openai] @ {wheels['caption'].as_uri()}",
+    ]
     subprocess.run(
-        [venv / "bin" / "pip", "install", "-q", "-c", ROOT / "constraints.txt", *requirements], check=True, capture_output=True
+        [venv / "bin" / "pip", "install", "-q", "-c", ROOT / "constraints.txt", *requirements],
+        check=True,
+        capture_output=True,
     )
     listed = subprocess.run([venv / "bin" / "pip", "list"], check=True, capture_output=True, text=True).stdout
     assert "torch" not in listed.lower().split()
-    plugins = subprocess.run([venv / "bin" / "lens", "plugins", "list"], check=True, capture_output=True, text=True).stdout
+    plugins = subprocess.run(
+        [venv / "bin" / "lens", "plugins", "list"], check=True, capture_output=True, text=True
+    ).stdout
     assert "scene-graph" in plugins
     assert "problems" not in plugins
     assert "train" not in plugins.split("stages")[1]
@@ -102,7 +119,9 @@ def test_train_and_serve_install_alone_beside_core(wheels, tmp_path, name):
     venv = tmp_path / "venv"
     subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
     subprocess.run(
-        [venv / "bin" / "pip", "install", "-q", "--no-deps", wheels["core"], wheels[name]], check=True, capture_output=True
+        [venv / "bin" / "pip", "install", "-q", "--no-deps", wheels["core"], wheels[name]],
+        check=True,
+        capture_output=True,
     )
     site = next((venv / "lib").glob("python*/site-packages"))
     here = next(Path(path) for path in sys.path if path.endswith("site-packages"))

@@ -158,7 +158,9 @@ def test_bad_image_never_reaches_the_server(captioner):
     assert outcomes[1].detail == "it is not an image"
 
 
-@pytest.mark.parametrize(("options", "words"), [({"faults": ["quota"] * 9}, "quota"), ({"api_key": "right"}, "API key")])
+@pytest.mark.parametrize(
+    ("options", "words"), [({"faults": ["quota"] * 9}, "quota"), ({"api_key": "right"}, "API key")]
+)
 def test_what_refuses_everything_stops_the_run(captioner, options, words, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "wrong-secret")
     with OpenAIServer(**options) as server:
@@ -210,6 +212,15 @@ def test_prompt_says_what_the_paper_asks_for():
     from lens_caption.prompts import load_prompt
 
     text = load_prompt("dense-1").lower()
-    for word in ("500 words", "colour", "count", "background", "its own language", "do not mention", "well-known", "draw"):
+    for word in (
+        "500 words",
+        "colour",
+        "count",
+        "background",
+        "its own language",
+        "do not mention",
+        "well-known",
+        "draw",
+    ):
         assert word in text
     assert np.array_equal(decode(IMAGES[0].data)[0, 0], [0, 255, 0])

@@ -140,7 +140,12 @@ class TestTrain(StageContract):
 
 class TestSample(StageContract):
     name = "sample"
-    stages = (SCENES, DENSE, TRAIN, {"name": "gallery", "type": "sample", "source": "model", "prompts": ["a red circle"], "steps": 2})
+    stages = (
+        SCENES,
+        DENSE,
+        TRAIN,
+        {"name": "gallery", "type": "sample", "source": "model", "prompts": ["a red circle"], "steps": 2},
+    )
 
 
 class TestEvaluate(StageContract):

@@ -111,7 +111,9 @@ def test_not_a_mapping(check, text):
         check(text)
 
 
-@pytest.mark.parametrize(("text", "value"), [("1e12", 1e12), ("1.2e13", 1.2e13), ("-3E-2", -0.03), ("1e", "1e"), ("3", 3)])
+@pytest.mark.parametrize(
+    ("text", "value"), [("1e12", 1e12), ("1.2e13", 1.2e13), ("-3E-2", -0.03), ("1e", "1e"), ("3", 3)]
+)
 def test_numbers_mean_what_people_mean(text, value):
     parsed = parse_yaml(f"x: {text}", file="p").data["x"]
     assert parsed == value
@@ -121,7 +123,13 @@ def test_numbers_mean_what_people_mean(text, value):
 def test_overrides_reach_everywhere(check):
     pipeline = check(
         GOOD,
-        ["seed=3", "images.source.count=5", "stages.dense.captioner.style=brief", "stages.0.source.size=64", "run=other"],
+        [
+            "seed=3",
+            "images.source.count=5",
+            "stages.dense.captioner.style=brief",
+            "stages.0.source.size=64",
+            "run=other",
+        ],
     )
     assert pipeline.config.seed == 3
     assert pipeline.config.run == "other"

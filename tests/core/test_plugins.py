@@ -106,7 +106,7 @@ def test_names_are_kebab_case(name):
 
 
 def test_dotted_paths_are_checked():
-    with pytest.raises(ValueError, match="package.module:attribute"):
+    with pytest.raises(ValueError, match=r"package\.module:attribute"):
         FilterSpec(name="x", summary="x", config="a.b.C", target="a:B")
 
 

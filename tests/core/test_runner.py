@@ -188,7 +188,6 @@ def test_unreadable_pipeline(lens):
     assert done.stderr.strip() == "lens: cannot read nowhere.yaml: it does not exist"
 
 
-
 def test_our_own_bug_shows_its_traceback(lens, pipeline):
     done = lens("run", pipeline(), "--set", "b.fail_at=-2", fakes=("good",))
     assert done.returncode == 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -120,7 +119,15 @@ def test_artifact_round_trip(root, tmp_path):
     (folder / "sub" / "big.bin").write_bytes(b"0" * 1000)
     output.add_folder("data", folder)
     assert sorted(output.files) == ["data/sub/big.bin", "x.json"]
-    manifest = {"format_version": 1, "type": "t", "name": "stage", "hash": "h", "parents": [], "config": {}, "stats": {}}
+    manifest = {
+        "format_version": 1,
+        "type": "t",
+        "name": "stage",
+        "hash": "h",
+        "parents": [],
+        "config": {},
+        "stats": {},
+    }
     manifest["files"] = [vars(entry) for entry in output.files.values()]
     urls.write_bytes(urls.join(root, "stage", "manifest.json"), json.dumps(manifest).encode())
     artifact = load_artifact(urls.join(root, "stage"))
@@ -137,12 +144,17 @@ def test_a_failed_write_leaves_the_old_content_and_no_rest(tmp_path):
     with pytest.raises(TypeError):
         urls.write_bytes(str(target), "not bytes")
     assert target.read_bytes() == b"old"
-    assert os.listdir(tmp_path) == ["x.txt"]
+    assert list(tmp_path.iterdir()) == [target]
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(b"{", "not valid JSON"), (b"[]", "no manifest of Lens"), (b'{"type": "x"}', "lacks"), (None, "no finished artefact")],
+    [
+        (b"{", "not valid JSON"),
+        (b"[]", "no manifest of Lens"),
+        (b'{"type": "x"}', "lacks"),
+        (None, "no finished artefact"),
+    ],
 )
 def test_damaged_manifests(tmp_path, content, words):
     if content is not None:
@@ -152,7 +164,9 @@ def test_damaged_manifests(tmp_path, content, words):
 
 
 def test_newer_format_is_refused(tmp_path):
-    manifest = dict.fromkeys(["type", "name", "hash", "files", "parents", "config", "stats"], "x") | {"format_version": 2}
+    manifest = dict.fromkeys(["type", "name", "hash", "files", "parents", "config", "stats"], "x") | {
+        "format_version": 2
+    }
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(ArtifactError, match="format version 2; this Lens reads version 1"):
         load_artifact(str(tmp_path))
@@ -175,7 +189,13 @@ def test_resolve(url, base, resolved):
 
 @pytest.mark.parametrize(
     ("parts", "joined"),
-    [(("a", "b"), "a/b"), (("a/", "/b/", "c"), "a/b/c"), (("s3://b", "x"), "s3://b/x"), (("/", "x"), "/x"), (("a", ""), "a")],
+    [
+        (("a", "b"), "a/b"),
+        (("a/", "/b/", "c"), "a/b/c"),
+        (("s3://b", "x"), "s3://b/x"),
+        (("/", "x"), "/x"),
+        (("a", ""), "a"),
+    ],
 )
 def test_join(parts, joined):
     assert urls.join(*parts) == joined

@@ -81,7 +81,9 @@ def test_own_photos_from_folder_to_picture(lens, photos, tmp_path):
 
 def test_a_new_photo_is_noticed(lens, photos, tmp_path):
     pipeline = tmp_path / "p.yaml"
-    pipeline.write_text("run: run\nstages:\n  - {name: images, type: ingest, source: {type: image-folder, url: photos}}\n")
+    pipeline.write_text(
+        "run: run\nstages:\n  - {name: images, type: ingest, source: {type: image-folder, url: photos}}\n"
+    )
     assert lens("run", str(pipeline)).returncode == 0
     assert "done already" in lens("run", str(pipeline)).stderr
     photo((700, 500), shade=9).save(photos / "new.jpg")

@@ -13,7 +13,7 @@ import typer
 
 __all__ = ["app"]
 
-app = typer.Typer(help="Try a captioner on single images.", rich_markup_mode=None)
+app = typer.Typer(help="Try a captioner on single images.", add_completion=False, rich_markup_mode=None)
 
 
 @app.command()
@@ -40,7 +40,9 @@ def caption(
         config = registry.parse("captioners", block)
     except ValidationError as error:
         first = error.errors()[0]
-        raise ConfigError(first["msg"], file=f"--captioner {captioner}", key=".".join(map(str, first["loc"]))) from error
+        raise ConfigError(
+            first["msg"], file=f"--captioner {captioner}", key=".".join(map(str, first["loc"]))
+        ) from error
     registry.require_libraries("captioners", captioner)
     built = registry.build("captioners", config)
     items = [ImageItem(key=hashlib.sha256(data).hexdigest(), data=data) for data in (f.read_bytes() for f in files)]

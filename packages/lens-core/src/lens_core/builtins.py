@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from lens_core.hookspecs import hookimpl
 from lens_core.specs import (
@@ -15,6 +15,9 @@ from lens_core.specs import (
     StageSpec,
     TextEncoderSpec,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 __all__ = [
     "lens_autoencoders",

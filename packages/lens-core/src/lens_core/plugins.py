@@ -108,7 +108,7 @@ def find_plugins() -> tuple[list[Plugin], list[Offer], list[Problem]]:
                 problems.append(Problem(plugin=plugin, message=f"lens_{kind} failed: {_one_line(error)}"))
     if os.environ.get("LENS_TRACE_PLUGINS"):
         for offer in offers:
-            print(f"lens: {offer.plugin} offers {offer.kind}: {offer.spec.name}", file=sys.stderr)  # noqa: T201
+            sys.stderr.write(f"lens: {offer.plugin} offers {offer.kind}: {offer.spec.name}\n")
     return plugins, offers, problems
 
 

@@ -133,7 +133,9 @@ def load_registry() -> Registry:
     return registry_of(offers, plugins=plugins, problems=problems)
 
 
-def registry_of(offers: Iterable[Offer], *, plugins: Iterable[Plugin] = (), problems: Iterable[Problem] = ()) -> Registry:
+def registry_of(
+    offers: Iterable[Offer], *, plugins: Iterable[Plugin] = (), problems: Iterable[Problem] = ()
+) -> Registry:
     """A registry of the given offers; names that several plugins claim become problems."""
     by_kind: dict[str, dict[str, tuple[Offer, ...]]] = {kind: {} for kind in KINDS}
     for offer in offers:
@@ -180,4 +182,3 @@ def _libraries(extra: str) -> list[str]:
         if marker and marker[1] in wanted:
             names.append(re.split(r"[\s<>=!~;\[(]", requirement, maxsplit=1)[0])
     return names
-

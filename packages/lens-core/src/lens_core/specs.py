@@ -76,7 +76,8 @@ class ComponentSpec:
 
     def load_config(self) -> type[Config]:
         """Import the config model (light)."""
-        return load_dotted(self.config, asked_by=self.name, extra=self.extra)
+        model: type[Config] = load_dotted(self.config, asked_by=self.name, extra=self.extra)
+        return model
 
     def load_target(self) -> Any:
         """Import the implementation (possibly heavy).
@@ -187,7 +188,9 @@ def load_dotted(path: str, *, asked_by: str, extra: str | None) -> Any:
     except ModuleNotFoundError as error:
         missing = error.name or ""
         if module_name == missing or module_name.startswith(missing + "."):
-            raise PluginError(f"{asked_by}: its plugin names the module {module_name!r}, which does not exist") from error
+            raise PluginError(
+                f"{asked_by}: its plugin names the module {module_name!r}, which does not exist"
+            ) from error
         hint = f"; install it with: {pip_line(extra)}" if extra else ""
         raise MissingExtraError(f"{asked_by} needs the library {missing!r}, which is not installed{hint}") from error
     if not hasattr(module, attribute):

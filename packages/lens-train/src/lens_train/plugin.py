@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from lens_core.hookspecs import hookimpl
 from lens_core.specs import EvaluatorSpec, StageSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 __all__ = ["lens_evaluators", "lens_stages"]
 

@@ -20,15 +20,17 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lens_core.errors import ImageError
 from lens_core.images import decode
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
 
 __all__ = ["FAULTS", "LedgerEntry", "OpenAIServer", "caption_of", "main"]
 
@@ -142,9 +144,7 @@ class OpenAIServer:
         delay_s: pause before every answer.
     """
 
-    def __init__(
-        self, *, port: int = 0, api_key: str | None = None, faults: Iterable[str] = (), delay_s: float = 0.0
-    ):
+    def __init__(self, *, port: int = 0, api_key: str | None = None, faults: Iterable[str] = (), delay_s: float = 0.0):
         self.ledger: list[LedgerEntry] = []
         self.requests = 0
         self.api_key = api_key
@@ -282,7 +282,12 @@ class _Handler(BaseHTTPRequestHandler):
         self, request: _ChatRequest | _ResponsesRequest, digest: str, pixels: Any, instruction: str, fault: str
     ) -> None:
         caption = caption_of(pixels)
-        texts = {"refusal-prose": "I'm sorry, I can't help with that.", "empty": "", "refusal": "", "content-filter": ""}
+        texts = {
+            "refusal-prose": "I'm sorry, I can't help with that.",
+            "empty": "",
+            "refusal": "",
+            "content-filter": "",
+        }
         text = texts.get(fault, caption[:20] if fault == "length" else caption)
         height, width = pixels.shape[:2]
         usage = (len(instruction.split()) + -(-width // 32) * -(-height // 32), len(text.split()))
@@ -343,7 +348,9 @@ def _responses_answer(model: str, number: str, text: str, usage: tuple[int, int]
     part = {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
     if fault == "refusal":
         part = {"type": "refusal", "refusal": "I can't describe this."}
-    reason = {"length": "max_output_tokens", "empty": "max_output_tokens", "content-filter": "content_filter"}.get(fault)
+    reason = {"length": "max_output_tokens", "empty": "max_output_tokens", "content-filter": "content_filter"}.get(
+        fault
+    )
     message = {"id": f"msg-{number}", "type": "message", "role": "assistant", "status": "completed", "content": [part]}
     details = {"input_tokens_details": {"cached_tokens": 0}, "output_tokens_details": {"reasoning_tokens": 0}}
     return {

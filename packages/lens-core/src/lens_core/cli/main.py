@@ -9,9 +9,8 @@ from __future__ import annotations
 import sys
 from typing import Annotated, Any
 
-import click
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 __all__ = ["app", "main"]
 
@@ -19,17 +18,17 @@ __all__ = ["app", "main"]
 class _Commands(TyperGroup):
     """Core's own commands, and those that installed plugins offer through `lens_commands`."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def list_commands(self, ctx: Any) -> list[str]:
         return [*super().list_commands(ctx), *sorted(name for name in _offered() if name not in self.commands)]
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> Any:
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
         own = super().get_command(ctx, cmd_name)
         offered = _offered() if own is None else {}
         if cmd_name not in offered:
             return own
         if ctx.resilient_parsing or not _is_asked(cmd_name):
             # Only `--help` looks here: the summary is enough, the plugin's module stays closed.
-            return click.Command(cmd_name, help=offered[cmd_name].spec.summary)
+            return TyperCommand(cmd_name, help=offered[cmd_name].spec.summary)
         command = typer.main.get_command(offered[cmd_name].spec.load_target())
         command.name = cmd_name
         return command
@@ -93,7 +92,9 @@ def check(file: FileArgument, set_: SetOption = None) -> None:
 
 @app.command()
 def schema(
-    output: Annotated[str | None, typer.Option("-o", "--output", help="File to write; standard output if absent.")] = None,
+    output: Annotated[
+        str | None, typer.Option("-o", "--output", help="File to write; standard output if absent.")
+    ] = None,
 ) -> None:
     """Print the JSON schema of pipeline files, for completion in editors."""
     import json
@@ -114,12 +115,16 @@ def generate(
     prompt: Annotated[str, typer.Argument(help="What to draw.")],
     model: Annotated[str, typer.Option(help="A model folder, such as runs/quickstart/model-dense.")],
     output: Annotated[str, typer.Option("-o", "--output", help="The PNG to write.")] = "lens.png",
-    size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels; default: what the model was trained on.")] = None,
+    size: Annotated[
+        str | None, typer.Option(help="WIDTHxHEIGHT in pixels; default: what the model was trained on.")
+    ] = None,
     steps: Annotated[int | None, typer.Option(min=1, max=1000, help="Sampler steps; default: the model's.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same picture.")] = 0,
     guidance: Annotated[float | None, typer.Option(help="Classifier-free guidance; 1 turns it off.")] = None,
     negative: Annotated[str, typer.Option(help="What to steer away from.")] = "",
-    rewriter: Annotated[str | None, typer.Option(help="Expand the prompt first, with a rewriter such as scene-expander.")] = None,
+    rewriter: Annotated[
+        str | None, typer.Option(help="Expand the prompt first, with a rewriter such as scene-expander.")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
 ) -> None:
     """Draw one picture with a trained model."""
@@ -197,19 +202,11 @@ def main() -> None:
     from lens_core.errors import LensError
 
     try:
-        app(standalone_mode=False)
+        app()
     except LensError as error:
         for line in str(error).splitlines():
             typer.echo(f"lens: {line}", err=True)
         sys.exit(error.exit_code)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(2)
-    except (KeyboardInterrupt, click.Abort):
-        typer.echo("lens: interrupted", err=True)
-        sys.exit(3)
-    except click.exceptions.Exit as leave:
-        sys.exit(leave.exit_code)
 
 
 def _offered() -> dict[str, Any]:

@@ -22,12 +22,7 @@ __all__ = ["list_plugins", "show_plugin", "type_text"]
 
 def list_plugins(registry: Registry, *, as_json: bool = False) -> str:
     """A table of components by kind; broken plugins, clashes and misspelt hooks last, a line each."""
-    offers = [
-        offer
-        for kind in KINDS
-        for _, rivals in sorted(registry[kind].offers.items())
-        for offer in rivals
-    ]
+    offers = [offer for kind in KINDS for _, rivals in sorted(registry[kind].offers.items()) for offer in rivals]
     if as_json:
         return json.dumps(
             {
@@ -38,7 +33,11 @@ def list_plugins(registry: Registry, *, as_json: bool = False) -> str:
                     for offer in offers
                 ],
                 "problems": [
-                    {"plugin": problem.plugin.name, "distribution": problem.plugin.distribution, "message": problem.message}
+                    {
+                        "plugin": problem.plugin.name,
+                        "distribution": problem.plugin.distribution,
+                        "message": problem.message,
+                    }
                     for problem in registry.problems
                 ],
             },

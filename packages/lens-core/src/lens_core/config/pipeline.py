@@ -1,10 +1,10 @@
 """The pipeline file: what it may say, and every check that needs no heavy import.
 
-    run: runs/quickstart
-    seed: 0
-    stages:
-      - {name: images, type: ingest,  source: {type: scenes, count: 20000}}
-      - {name: dense,  type: caption, source: images, captioner: {type: scene-graph, style: dense}}
+run: runs/quickstart
+seed: 0
+stages:
+  - {name: images, type: ingest,  source: {type: scenes, count: 20000}}
+  - {name: dense,  type: caption, source: images, captioner: {type: scene-graph, style: dense}}
 """
 
 from __future__ import annotations
@@ -118,7 +118,9 @@ def _check_graph(config: PipelineConfig, registry: Registry, marked: MarkedYaml)
                     f"{' or '.join(spec.takes) or 'no artefact'}",
                 )
         if spec.takes and not stage.sources:
-            raise wrong("source", f"a {stage.type} stage takes {' or '.join(spec.takes)}: name at least one earlier stage")
+            raise wrong(
+                "source", f"a {stage.type} stage takes {' or '.join(spec.takes)}: name at least one earlier stage"
+            )
         made[stage.name] = spec.makes
 
 
@@ -157,12 +159,10 @@ def _one_line_each(error: ValidationError, marked: MarkedYaml) -> ConfigError:
     return ConfigError("\n".join(mistakes))
 
 
-def _existing(loc: tuple[str | int, ...], data: Any, last_is_missing: bool) -> tuple[str | int, ...]:
+def _existing(loc: Sequence[Any], data: Any, last_is_missing: bool) -> tuple[str | int, ...]:
     path: list[str | int] = []
     for position, key in enumerate(loc):
-        if isinstance(data, dict) and key in data:
-            data = data[key]
-        elif isinstance(data, list) and isinstance(key, int) and key < len(data):
+        if (isinstance(data, dict) and key in data) or (isinstance(data, list) and key in range(len(data))):
             data = data[key]
         elif not (last_is_missing and position == len(loc) - 1):
             continue
@@ -175,4 +175,3 @@ def _spelt(path: tuple[str | int, ...]) -> str:
     for key in path:
         text += f"[{key}]" if isinstance(key, int) else f".{key}" if text else key
     return text
-

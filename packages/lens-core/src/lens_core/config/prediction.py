@@ -18,5 +18,8 @@ class PredictionConfig(Config):
         "velocity", description="What the network puts out: the velocity, or the image x0."
     )
     t_floor: float = Field(
-        0.05, gt=0, lt=1, description="For 'x': the smallest time to divide by, so that the loss near t = 0 stays bounded."
+        0.05,
+        gt=0,
+        lt=1,
+        description="For 'x': the smallest time to divide by, so that the loss near t = 0 stays bounded.",
     )

@@ -52,7 +52,7 @@ class Dataset(Protocol):
         ...
 
     def fingerprint(self) -> str:
-        """A cheap text that changes when the records would: names, sizes and times of files, say; "" if they never do."""
+        """A cheap text that changes when the records would, of names, sizes and times, say; "" if they never do."""
         ...
 
 

@@ -9,11 +9,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lens_core.diffusion.text_to_image import Request, generate
+    from lens_core.diffusion.counter_noise import noise, uniform
     from lens_core.diffusion.model_folder import LoadedModel, load_model_folder, save_model_folder
     from lens_core.diffusion.models.lens.model import LensTransformer2DModel
-    from lens_core.diffusion.counter_noise import noise, uniform
     from lens_core.diffusion.ragged import RaggedBatch
+    from lens_core.diffusion.text_to_image import Request, generate
 
 __all__ = [
     "LensTransformer2DModel",

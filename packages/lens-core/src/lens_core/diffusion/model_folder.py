@@ -13,10 +13,8 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load, load_file, save_file
@@ -28,6 +26,9 @@ from lens_core.registry import Registry, load_registry
 from lens_core.storage import urls
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
     from torch import nn
 
     from lens_core.config.base import ComponentConfig
@@ -222,11 +223,16 @@ def _load_weights(module: nn.Module, url: str, part: str) -> None:
     wrong = [key for key in own.keys() & weights.keys() if own[key].shape != weights[key].shape]
     if missing or extra or wrong:
         detail = (
-            f"{missing[0]!r} is missing" if missing else f"{extra[0]!r} is unknown" if extra else
-            f"{wrong[0]!r} has shape {tuple(weights[wrong[0]].shape)}, not {tuple(own[wrong[0]].shape)}"
+            f"{missing[0]!r} is missing"
+            if missing
+            else f"{extra[0]!r} is unknown"
+            if extra
+            else f"{wrong[0]!r} has shape {tuple(weights[wrong[0]].shape)}, not {tuple(own[wrong[0]].shape)}"
         )
         count = len(missing) + len(extra) + len(wrong)
-        raise ArtifactError(f"{where} does not fit its config: {detail}" + (f" (and {count - 1} more)" if count > 1 else ""))
+        raise ArtifactError(
+            f"{where} does not fit its config: {detail}" + (f" (and {count - 1} more)" if count > 1 else "")
+        )
     module.load_state_dict(weights, strict=True)
 
 

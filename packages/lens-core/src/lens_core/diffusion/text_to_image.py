@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lens_core.diffusion.guidance import guide
 from lens_core.diffusion.counter_noise import noise
+from lens_core.diffusion.guidance import guide
 from lens_core.diffusion.prediction import to_velocity
 from lens_core.diffusion.ragged import RaggedBatch, offsets_of
 from lens_core.errors import ConfigError
@@ -91,7 +91,9 @@ def generate(
     return images
 
 
-def _draw(model: LoadedModel, requests: list[Request], sampler_config: ComponentConfig, scale: float) -> list[np.ndarray]:
+def _draw(
+    model: LoadedModel, requests: list[Request], sampler_config: ComponentConfig, scale: float
+) -> list[np.ndarray]:
     device = model.device
     stride, channels = model.autoencoder.stride, model.autoencoder.channels
     sampler = model.registry.build("samplers", sampler_config)
@@ -104,9 +106,7 @@ def _draw(model: LoadedModel, requests: list[Request], sampler_config: Component
     ids_T = torch.tensor([token for one in ids for token in one], dtype=torch.long, device=device)
     text = model.text_encoder(ids_T, text_offsets)
 
-    x_NC = torch.cat(
-        [noise(r.seed, r.index, (n, channels)) for r, n in zip(requests, lengths, strict=True)]
-    ).to(device)
+    x_NC = torch.cat([noise(r.seed, r.index, (n, channels)) for r, n in zip(requests, lengths, strict=True)]).to(device)
     # Each request has its own time grid, because a grid may depend on the number of tokens.
     times_GS = torch.stack([sampler.times(n) for n in lengths])
     rows_N = torch.repeat_interleave(torch.tensor(lengths)).to(device)

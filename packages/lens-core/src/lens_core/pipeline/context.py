@@ -43,5 +43,5 @@ class StageContext:
     progress: Progress
 
     def should_stop(self) -> bool:
-        """Whether the user (or a signal) asked the run to stop; a long stage then saves its state and raises `Stopped`."""
+        """Whether the user, or a signal, asked the run to stop: a long stage then saves its state, raises `Stopped`."""
         return self.progress.stop_asked

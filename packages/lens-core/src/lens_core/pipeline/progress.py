@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress as RichProgress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.progress import TaskID, TimeRemainingColumn
+from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -111,7 +111,12 @@ class Progress:
             if now - self._last_event >= _EVENT_INTERVAL_S:
                 self._last_event = now
                 self.events.write(
-                    "progress", stage=self._stage, done=done, total=self._total, unit=self._unit, **_plain(self._metrics)
+                    "progress",
+                    stage=self._stage,
+                    done=done,
+                    total=self._total,
+                    unit=self._unit,
+                    **_plain(self._metrics),
                 )
 
     def note(self, message: str) -> None:
@@ -152,7 +157,7 @@ class Progress:
             left = f", about {_clock(elapsed * (self._total - self._done) / self._done)} left"
         percent = f" ({100 * self._done / self._total:.0f} %)" if self._total else ""
         metrics = f"  {self._metric_text()}" if self._metrics else ""
-        print(  # noqa: T201
+        print(
             f"  {self._stage}: {self._counts() or 'working'}{percent}, {_clock(elapsed)}{left}{metrics}",
             file=self._stream,
             flush=True,

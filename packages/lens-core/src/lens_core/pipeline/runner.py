@@ -224,7 +224,9 @@ def _finish(
             plugin.distribution: plugin.version,
         },
     }
-    urls.write_bytes(urls.join(output.url, MANIFEST), (json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode())
+    urls.write_bytes(
+        urls.join(output.url, MANIFEST), (json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode()
+    )
     return Artifact(output.url, manifest)
 
 
@@ -291,7 +293,11 @@ def _refuse_foreign(pipeline: Pipeline, run_url: str) -> None:
     new = {stage.name: stage.type for stage in pipeline.stages}
     other_types = [name for name in new if name in old and old[name] != new[name]]
     if other_types or not old.keys() & new.keys():
-        what = f"there {other_types[0]!r} is of type {old[other_types[0]]}" if other_types else "no stage has the same name"
+        what = (
+            f"there {other_types[0]!r} is of type {old[other_types[0]]}"
+            if other_types
+            else "no stage has the same name"
+        )
         raise RunFolderError(
             f"{run_url} was made by another pipeline, {old_file} ({what}); choose another 'run:' or remove the folder"
         )

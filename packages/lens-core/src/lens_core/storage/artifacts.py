@@ -17,7 +17,6 @@ import hashlib
 import json
 import shutil
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lens_core.errors import ArtifactError, StorageError
@@ -25,6 +24,7 @@ from lens_core.storage import urls
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
     from typing import BinaryIO
 
 __all__ = ["FORMAT_VERSION", "MANIFEST", "Artifact", "FileEntry", "OutputFolder", "load_artifact", "manifest_hash"]

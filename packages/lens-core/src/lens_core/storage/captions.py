@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,8 @@ import pyarrow.parquet as pq
 from lens_core.errors import ArtifactError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
     from lens_core.storage.artifacts import Artifact, OutputFolder
 
 __all__ = ["CAPTIONS", "CaptionRow", "read_captions", "write_captions"]

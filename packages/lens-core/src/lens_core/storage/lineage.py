@@ -23,7 +23,7 @@ _MAX_RECEIPT_BYTES = 1 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class Lineage:
-    """An artefact and its ancestors, nearest first, each with its distance; and the receipt of the image asked about."""
+    """An artefact and its ancestors, nearest first, each with its distance; and the receipt of the image asked of."""
 
     artifacts: tuple[tuple[int, Artifact], ...]
     receipt: dict[str, Any] | None = None

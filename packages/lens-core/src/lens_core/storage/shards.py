@@ -88,7 +88,7 @@ class ShardWriter:
         """Append an image."""
         if self._tar is None or self._file is None:
             self._file = self._path.open("wb")
-            self._tar = tarfile.open(fileobj=self._file, mode="w", format=tarfile.USTAR_FORMAT)
+            self._tar = tarfile.TarFile(fileobj=self._file, mode="w", format=tarfile.USTAR_FORMAT)
         metadata = json.dumps(dict(row.metadata), sort_keys=True, ensure_ascii=False)
         self._add_file(f"{row.key}.{_extension(row.format)}", row.data)
         # The tar's stream is unbuffered towards the file: the data ends, padded to 512 bytes, where we are now.
@@ -164,7 +164,8 @@ class ShardReader(Sequence[ImageRow]):
     def __iter__(self) -> Iterator[ImageRow]:
         return (self[number] for number in range(len(self)))
 
-    def __contains__(self, key: object) -> bool:
+    def has(self, key: str) -> bool:
+        """Whether there is an image of that key."""
         return key in self._by_key
 
     def by_key(self, key: str) -> ImageRow:

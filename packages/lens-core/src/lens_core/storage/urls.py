@@ -68,7 +68,7 @@ def join(url: str, *parts: str) -> str:
 
 def resolve(url: str, base: str) -> str:
     """A relative path as seen from the folder `base`; absolute paths and URLs stay as they are."""
-    if "://" in url or os.path.isabs(url):
+    if "://" in url or Path(url).is_absolute():
         return url
     if is_local(base):
         return os.path.normpath(local_path(base) / url)
@@ -210,7 +210,7 @@ def walk(url: str) -> Iterator[str]:
         if not fs.isdir(path):
             raise StorageError(f"{url} is not a folder")
         if is_local(url):
-            os.listdir(path)  # fsspec swallows "permission denied" while it walks
+            next(Path(path).iterdir(), None)  # fsspec swallows "permission denied" while it walks
         found = fs.find(path)
     prefix = path.rstrip("/") + "/"
     yield from sorted(entry.removeprefix(prefix) for entry in found)

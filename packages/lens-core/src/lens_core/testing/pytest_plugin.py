@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from lens_core.registry import Registry
 
 __all__ = ["lens_registry", "no_network", "tiny_images"]
@@ -43,7 +41,7 @@ def tiny_images() -> list[Any]:
 
 
 @pytest.fixture
-def no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """Connections to anything but this machine fail at once, and model hubs are told that they are offline."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     connect = socket.socket.connect
@@ -55,4 +53,3 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         return connect(self, address)
 
     monkeypatch.setattr(socket.socket, "connect", only_loopback)
-    yield

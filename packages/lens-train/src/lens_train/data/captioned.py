@@ -120,7 +120,8 @@ def load_captioned(
         raise LensError(f"image_size: {width}x{height} is not a multiple of {stride}, the autoencoder's stride")
     if len(numbers) * height * width * 3 > MAX_BYTES:
         raise LensError(
-            f"{len(numbers):,} images of {width}x{height} take more than {MAX_BYTES >> 30} GiB; use a smaller image_size"
+            f"{len(numbers):,} images of {width}x{height} take more than {MAX_BYTES >> 30} GiB; "
+            "use a smaller image_size"
         )
     pixels = np.empty((len(numbers), height, width, 3), dtype=np.uint8)
     keys: list[str] = []

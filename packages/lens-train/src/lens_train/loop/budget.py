@@ -12,7 +12,9 @@ __all__ = ["Budget"]
 class Budget(Config):
     """Exactly one of the three. FLOPs make arms comparable: text tokens count as what they cost."""
 
-    flops: float | None = Field(None, gt=0, description="Training FLOPs of denoiser and text encoder, forward and backward.")
+    flops: float | None = Field(
+        None, gt=0, description="Training FLOPs of denoiser and text encoder, forward and backward."
+    )
     steps: int | None = Field(None, gt=0, description="Optimiser steps.")
     minutes: float | None = Field(None, gt=0, description="Minutes of training.")
 

@@ -99,7 +99,9 @@ class Trainer:
         if self.text_encoder.trainable:
             self.modules["text_encoder"] = self.text_encoder
         self.optimizers = Optimizers(self.optimizer, self.modules.values())
-        self.parameters = [p for module in self.modules.values() for p in module.parameters() if p.requires_grad]
+        self.parameters: list[Tensor] = [
+            p for module in self.modules.values() for p in module.parameters() if p.requires_grad
+        ]
         self.ema = [parameter.detach().clone() for parameter in self.parameters]
 
     def run(self, progress: Progress) -> None:

@@ -55,7 +55,9 @@ def targets(config: ObjectiveConfig, tokens: Sequence[Tensor], samples: Sequence
     x, velocity, times, captions = [], [], [], []
     for clean, sample in zip(tokens, samples, strict=True):
         mean = resolution_mean(len(clean)) if config.timestep_mean == "resolution" else config.timestep_mean
-        t = float(torch.sigmoid(mean + config.timestep_std * noise(seed, ("time", sample.epoch, sample.key), (1,)).double()))
+        t = float(
+            torch.sigmoid(mean + config.timestep_std * noise(seed, ("time", sample.epoch, sample.key), (1,)).double())
+        )
         drop = uniform(seed, ("drop", sample.epoch, sample.key), (1,)).item() < config.caption_dropout
         eps = noise(seed, (sample.epoch, sample.key), clean.shape).to(clean.device)
         x.append((1 - t) * clean + t * eps)

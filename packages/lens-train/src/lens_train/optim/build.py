@@ -31,7 +31,9 @@ class Optimizers:
             {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
         ]
         self.parts: list[torch.optim.Optimizer] = [
-            torch.optim.AdamW([group for group in groups if group["params"]], lr=config.lr, betas=config.betas, fused=True)
+            torch.optim.AdamW(
+                [group for group in groups if group["params"]], lr=config.lr, betas=config.betas, fused=True
+            )
         ]
         self.peaks = [config.lr]
         if hidden:
@@ -63,5 +65,5 @@ def learning_rate_factor(config: OptimizerConfig, step: int, share_done: float) 
 
 
 def _is_hidden_matrix(name: str, parameter: nn.Parameter) -> bool:
-    # The modulation starts at zero and sees one row per sample: AdamW suits it better, and it is a third of the weights.
+    # The modulation starts at zero and sees one row per sample: AdamW suits it better.
     return parameter.ndim == 2 and ("blocks." in name or "layers." in name) and "_mod." not in name

@@ -22,5 +22,7 @@ class OptimizerConfig(Config):
     betas: tuple[float, float] = Field((0.9, 0.99), description="AdamW's decay rates.")
     weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay of matrices.")
     warmup_steps: int = Field(50, ge=0, description="Steps until the learning rate is at its peak.")
-    decay_fraction: float = Field(0.3, ge=0, le=1, description="The last share of the budget, in which it falls to zero.")
+    decay_fraction: float = Field(
+        0.3, ge=0, le=1, description="The last share of the budget, in which it falls to zero."
+    )
     clip: float = Field(1.0, gt=0, description="Largest gradient norm; longer gradients are scaled down to it.")

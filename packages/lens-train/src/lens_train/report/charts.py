@@ -30,7 +30,7 @@ def loss_chart(models: list[Artifact]) -> str | None:
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
     for axis, (key, label, scale) in zip(
-        axes, (("flops", "training PFLOP", 1e15), ("images", "thousand images", 1e3)), strict=True
+        axes, (("flops", "training TFLOP", 1e12), ("images", "thousand images", 1e3)), strict=True
     ):
         for (name, lines), colour in zip(curves, ARM_COLOURS * 9, strict=False):
             x = [line[key] / scale for line in lines]

@@ -81,7 +81,9 @@ def _gallery(samples: list[Artifact]) -> list[dict[str, Any]]:
                 (artifact.name, entry["index"]),
                 {"prompt": entry["prompt"], "rewritten": entry["rewritten_prompt"], "pictures": []},
             )
-            row["pictures"].append({"model": entry["model"], "url": data_url(artifact.read_bytes(entry["path"]), "image/png")})
+            row["pictures"].append(
+                {"model": entry["model"], "url": data_url(artifact.read_bytes(entry["path"]), "image/png")}
+            )
     return list(rows.values())
 
 
@@ -99,7 +101,7 @@ def _captioned(models: list[Artifact], count: int) -> list[dict[str, Any]]:
     if images is None:
         return []
     reader = ShardReader(images)
-    chosen = [key for key in order if key in reader][:count]
+    chosen = [key for key in order if reader.has(key)][:count]
     shown = [
         {
             "url": data_url(_thumbnail(reader.by_key(key).data), "image/png"),

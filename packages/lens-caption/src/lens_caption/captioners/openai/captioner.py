@@ -110,11 +110,10 @@ class OpenAICaptioner:
     def _refused(self, item: ImageItem, error: openai.APIStatusError) -> CaptionOutcome:
         """A refusal of this image only is an outcome; one of everything stops the run."""
         if error.status_code in {400, 413, 415, 422}:
-            return CaptionOutcome(
-                key=item.key, status="bad-image", detail=_message(error), provenance=self._provenance
-            )
+            return CaptionOutcome(key=item.key, status="bad-image", detail=_message(error), provenance=self._provenance)
         raise LensError(
-            f"{self.config.base_url} refuses the model {self.config.model!r}: HTTP {error.status_code}: {_message(error)}"
+            f"{self.config.base_url} refuses the model {self.config.model!r}: "
+            f"HTTP {error.status_code}: {_message(error)}"
         ) from error
 
     def _failed(self, item: ImageItem, detail: str) -> CaptionOutcome:

@@ -24,14 +24,17 @@ class OpenAIConfig(ComponentConfig):
     model: str = Field(min_length=1, description="The model's name at the endpoint, such as gpt-4.1.")
     base_url: str = Field(OPENAI_URL, description="The endpoint, up to and with /v1.")
     api: Literal["auto", "responses", "chat"] = Field(
-        "auto", description="Which API to speak; auto takes responses for OpenAI itself and chat for every other server."
+        "auto",
+        description="Which API to speak; auto takes responses for OpenAI itself and chat for every other server.",
     )
     api_key_env: str = Field("OPENAI_API_KEY", description="Name of the environment variable that holds the API key.")
     prompt: PromptName = Field("dense-1", description="Which of the built-in prompts is sent with each image.")
     instruction: str | None = Field(None, min_length=1, description="A prompt of your own, instead of a built-in one.")
     max_side: int = Field(768, ge=32, le=4096, description="Images are scaled down to this before they are sent.")
     jpeg_quality: int = Field(85, ge=30, le=100, description="Quality of the JPEG that is sent.")
-    detail: Literal["low", "high", "auto"] | None = Field(None, description="The API's image detail; null leaves it out.")
+    detail: Literal["low", "high", "auto"] | None = Field(
+        None, description="The API's image detail; null leaves it out."
+    )
     max_output_tokens: int = Field(700, gt=0, le=32768, description="Longer answers count as truncated.")
     temperature: float | None = Field(None, ge=0, le=2, description="null leaves it to the server.")
     timeout_s: float = Field(120, gt=0, le=3600, description="Seconds to wait for one answer.")

@@ -27,7 +27,10 @@ def outcome_of(key: str, answer: Any, provenance: dict[str, str | int | float]) 
     """
     if isinstance(answer, str) or not hasattr(answer, "model"):
         return CaptionOutcome(
-            key=key, status="transport", detail="the server answered with something else than JSON", provenance=provenance
+            key=key,
+            status="transport",
+            detail="the server answered with something else than JSON",
+            provenance=provenance,
         )
     facts = provenance | _served(answer)
     status, text, detail = _chat(answer) if hasattr(answer, "choices") else _responses(answer)

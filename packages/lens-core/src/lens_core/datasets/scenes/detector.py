@@ -20,7 +20,8 @@ from lens_core.datasets.scenes.world import BACKGROUNDS, COLOURS, JITTER, QUADRA
 __all__ = ["Detection", "detect"]
 
 MIN_COVER = 0.3
-"""Squared deviation from the background, as a share of what the faintest smallest object has, below which a quadrant is empty."""
+"""Below this share of the squared deviation from the background that the faintest smallest object has, a quadrant is
+empty."""
 
 MIN_EXPLAINED = 0.7
 """Share of a quadrant's squared deviation that the best candidate must explain to count as an object."""
@@ -62,9 +63,7 @@ def detect(image_HW3: np.ndarray) -> Detection:
             unclear += 1
             continue
         shape, extent, dx, dy = names[k]
-        objects.append(
-            SceneObject(colour=list(COLOURS)[c], shape=shape, size=extent, quadrant=quadrant, dx=dx, dy=dy)
-        )
+        objects.append(SceneObject(colour=list(COLOURS)[c], shape=shape, size=extent, quadrant=quadrant, dx=dx, dy=dy))
     return Detection(scene=Scene(background=background, objects=tuple(objects)), unclear=unclear)
 
 

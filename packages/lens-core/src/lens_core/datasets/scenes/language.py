@@ -10,9 +10,10 @@ A dense caption says all there is to say: the scene can be redrawn from it. Word
 from __future__ import annotations
 
 import hashlib
+import itertools
 import random
 import re
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from lens_core.datasets.scenes.world import BACKGROUNDS, COLOURS, QUADRANTS, SHAPES, Scene, SceneObject, relation
 
@@ -24,6 +25,7 @@ __all__ = ["LANGUAGE_VERSION", "STYLES", "Style", "describe", "parse_prompt"]
 LANGUAGE_VERSION = 1
 """Goes into every caption's provenance; changes whenever the wording does."""
 
+T = TypeVar("T")
 Style = Literal["alt-text", "brief", "dense"]
 STYLES: tuple[Style, ...] = ("alt-text", "brief", "dense")
 
@@ -55,7 +57,9 @@ def parse_prompt(text: str) -> tuple[list[dict[str, str]], str | None, list[tupl
             said["size"] = _SIZE_WORDS[match["size"]]
         if place:
             said["quadrant"] = place.replace("top", "upper").replace("bottom", "lower").replace("-", " ")
-        known = [i for i, item in enumerate(objects) if (item["colour"], item["shape"]) == (said["colour"], said["shape"])]
+        known = [
+            i for i, item in enumerate(objects) if (item["colour"], item["shape"]) == (said["colour"], said["shape"])
+        ]
         if match["article"] == "the" and known:  # it speaks of an object again
             objects[known[0]] |= said
             mentions.append((known[0], *match.span()))
@@ -64,7 +68,7 @@ def parse_prompt(text: str) -> tuple[list[dict[str, str]], str | None, list[tupl
             objects.append(dict(said))
         mentions.append((len(objects) - 1, *match.span()))
     relations = []
-    for (first, _, end), (second, start, _) in zip(mentions, mentions[1:], strict=False):
+    for (first, _, end), (second, start, _) in itertools.pairwise(mentions):
         found = _RELATION.fullmatch(words[end:start].strip())
         if found and first != second:
             relations.append((first, _RELATION_WORDS[found["relation"]], second))
@@ -76,7 +80,9 @@ def _alt_text(scene: Scene, rng: random.Random) -> str:
     if rng.random() < 0.3:
         return _one_of(_ALT, rng)
     item = _one_of(scene.objects, rng)
-    return _one_of((f"{item.colour} {item.shape}", f"a {item.shape}", f"{item.colour} shape", f"a {item.colour} {item.shape}"), rng)
+    return _one_of(
+        (f"{item.colour} {item.shape}", f"a {item.shape}", f"{item.colour} shape", f"a {item.colour} {item.shape}"), rng
+    )
 
 
 def _brief(scene: Scene, rng: random.Random) -> str:
@@ -102,13 +108,13 @@ def _dense(scene: Scene, rng: random.Random) -> str:
         name = f"{item.size} {item.colour} {item.shape}"
         details.append(_one_of((f"a {name} in the {item.quadrant}.", f"{item.quadrant}: {name}."), rng))
     # One relation, of two neighbours in the telling: the others follow from the places.
-    for a, b in zip(objects[:1], objects[1:2], strict=False):
+    for a, b in itertools.pairwise(objects):
         if (a.colour, a.shape) != (b.colour, b.shape):
             details.append(f"the {a.colour} {a.shape} is {relation(a, b)} the {b.colour} {b.shape}.")
     return " ".join([opening, *details]) if rng.random() < 0.7 else " ".join([*details, opening])
 
 
-def _one_of(options: Sequence[Any], rng: random.Random) -> Any:
+def _one_of(options: Sequence[T], rng: random.Random) -> T:
     return options[int(rng.random() * len(options))]
 
 
@@ -132,7 +138,10 @@ _RELATION_WORDS = {
     "under": "below",
     "beneath": "below",
 }
-_PLACES = [*QUADRANTS, *(f"{v}{dash}{h}" for v in ("top", "bottom", "upper", "lower") for h in ("left", "right") for dash in " -")]
+_PLACES = [
+    *QUADRANTS,
+    *(f"{v}{dash}{h}" for v in ("top", "bottom", "upper", "lower") for h in ("left", "right") for dash in " -"),
+]
 _OBJECT = re.compile(
     rf"(?:(?P<before>{_words(_PLACES)}):\s+)?"
     rf"\b(?:(?P<article>a|an|the)\s+)?(?:(?P<number>one|two|three|four)\s+)?(?:(?P<size>{_words(list(_SIZE_WORDS))})\s+)?"
@@ -143,4 +152,6 @@ _BACKGROUND = re.compile(
     rf"\b(?:on|against|over)\s+(?:a\s+)?(?:plain\s+)?(?P<plain>{_words(list(BACKGROUNDS))})\b"
     rf"|(?P<named>{_words(list(BACKGROUNDS))})\s+background"
 )
-_RELATION = re.compile(rf"(?:is\s+)?(?:to\s+the\s+)?(?P<relation>{_words(sorted(_RELATION_WORDS, key=len, reverse=True))})")
+_RELATION = re.compile(
+    rf"(?:is\s+)?(?:to\s+the\s+)?(?P<relation>{_words(sorted(_RELATION_WORDS, key=len, reverse=True))})"
+)

@@ -52,6 +52,6 @@ def mask(shape: str, size: str, dx: int, dy: int, side: int) -> np.ndarray:
     else:
         across, along = np.minimum(abs(x), abs(y)), np.maximum(abs(x), abs(y))
         inside = (across <= 0.33 * radius) & (along <= radius)
-    covered = inside.reshape(side, _SAMPLES, side, _SAMPLES).mean(axis=(1, 3), dtype=np.float32)
+    covered: np.ndarray = inside.reshape(side, _SAMPLES, side, _SAMPLES).mean(axis=(1, 3), dtype=np.float32)
     covered.setflags(write=False)
     return covered

@@ -56,7 +56,9 @@ def run(config: IngestStageConfig, context: StageContext) -> dict[str, Any]:
     if len(drops) > _SHOWN_DROPS:
         context.progress.note(f"dropped {len(drops) - _SHOWN_DROPS} more; all of them are in drops.jsonl")
     if not keys:
-        what = f"all {seen} images were dropped; the first: {drops[0]['name']}: {drops[0]['reason']}" if drops else "empty"
+        what = (
+            f"all {seen} images were dropped; the first: {drops[0]['name']}: {drops[0]['reason']}" if drops else "empty"
+        )
         raise LensError(f"{context.name}: the source {config.source.type!r} leaves nothing to work with: {what}")
     context.output.write_text("drops.jsonl", "".join(json.dumps(drop, ensure_ascii=False) + "\n" for drop in drops))
     writer.close()

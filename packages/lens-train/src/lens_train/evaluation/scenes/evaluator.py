@@ -48,7 +48,9 @@ class ScenesEvaluator:
 
     def tasks(self) -> list[EvalTask]:
         """`prompts_per_skill` tasks for each skill, in the order of the config."""
-        return [self._task(skill, number) for skill in self.config.skills for number in range(self.config.prompts_per_skill)]
+        return [
+            self._task(skill, number) for skill in self.config.skills for number in range(self.config.prompts_per_skill)
+        ]
 
     def score(self, task: EvalTask, image: np.ndarray) -> bool:
         """Whether the picture shows what the task's skill asks of it."""

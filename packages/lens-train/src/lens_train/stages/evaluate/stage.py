@@ -52,7 +52,9 @@ def run(config: EvaluateStageConfig, context: StageContext) -> dict[str, Any]:
         for style in styles:
             asked = [(number, task) for number, task in enumerate(tasks) if style in task.prompts]
             requests = [
-                Request(prompt=task.prompts[style], height=task.height, width=task.width, seed=config.seed, index=number)
+                Request(
+                    prompt=task.prompts[style], height=task.height, width=task.width, seed=config.seed, index=number
+                )
                 for number, task in asked
             ]
             images = generate(
@@ -127,7 +129,7 @@ def _sheet(
     scale, frame = 2, 3
     rows = []
     for skill in skills:
-        cells = []
+        cells: list[np.ndarray] = []
         for (_, task), image, correct in zip(asked, images, verdicts, strict=True):
             if task.skill == skill and len(cells) < _SHEET_COLUMNS:
                 large = image.repeat(scale, axis=0).repeat(scale, axis=1)

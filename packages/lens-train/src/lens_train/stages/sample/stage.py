@@ -60,6 +60,6 @@ def run(config: SampleStageConfig, context: StageContext) -> dict[str, Any]:
                 "lens": __version__,
             }
             context.output.write_bytes(path, png_with_receipt(image, receipt))
-            entries.append({"model": artifact.name, "path": path, "height": height, "width": width, **receipt})
+            entries.append({"path": path, "height": height, "width": width, **receipt, "model": artifact.name})
     context.output.write_json(SAMPLES, {"format_version": 1, "samples": entries})
     return {"pictures": len(entries)}

@@ -43,7 +43,9 @@ def run(config: TrainStageConfig, context: StageContext) -> dict[str, Any]:
         on_image=lambda done, total: context.progress.update(done),
     )
     if data.skipped:
-        context.progress.note(f"{data.skipped} of {data.skipped + len(data.keys)} images are left out: they have no caption")
+        context.progress.note(
+            f"{data.skipped} of {data.skipped + len(data.keys)} images are left out: they have no caption"
+        )
     encoder_class = context.registry.spec("text_encoders", config.text_encoder.type).load_target()
     texts = [text for own in data.captions for text in own]
     encoder = encoder_class.fit(config.text_encoder, texts, seed=context.seed)

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from torch import Tensor
-
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from lens_core.diffusion.autoencoders.pixels.config import PixelsConfig
 
 __all__ = ["Pixels"]

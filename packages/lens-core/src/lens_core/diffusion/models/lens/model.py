@@ -165,7 +165,7 @@ class LensTransformer2DModel(nn.Module):
         Args:
             hidden_states: image tokens [B, h·w, C].
             encoder_hidden_states: text features, a tensor [B, S, E] per layer; S may be 0.
-            encoder_hidden_states_mask: bool [B, S], True where a token counts; padding is on the right. None: all count.
+            encoder_hidden_states_mask: bool [B, S], True where a token counts, padding on the right. None: all count.
             timestep: [B] in [0, 1].
             img_shapes: [(1, h, w)], shared by the whole batch.
 

@@ -18,5 +18,6 @@ class FlowEulerConfig(ComponentConfig):
     steps: int = Field(20, gt=0, le=1000, description="How many steps.")
     shift: Literal["released", "none"] | float = Field(
         "none",
-        description="Where the steps lie: 'released' leans to the noisy end by the released rule, a number by e^that, 'none' is even.",
+        description="Where the steps lie: 'none' is even, 'released' leans to the noisy end by the released rule, "
+        "a number by e^that.",
     )

@@ -5,6 +5,7 @@ Time runs from 1 (noise) to 0 (image); x_t = (1 - t)·x0 + t·noise, and the vel
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING
 
 import torch
@@ -58,6 +59,6 @@ class FlowEuler:
 
     def sample(self, velocity: Callable[[Tensor, Tensor], Tensor], x: Tensor, times: Tensor) -> Tensor:
         """Follow `velocity(x, t)` along the grid."""
-        for t, t_next in zip(times[:-1], times[1:], strict=True):
+        for t, t_next in itertools.pairwise(times):
             x = self.step(x, velocity(x, t), t, t_next)
         return x

@@ -15,7 +15,9 @@ class SmallTextEncoderConfig(ComponentConfig):
     """A small transformer over byte-pair tokens, trained together with the denoiser."""
 
     type: Literal["small"] = "small"
-    vocab_size: int = Field(1024, ge=300, le=65536, description="Byte-pair tokens; the vocabulary is learned from the captions.")
+    vocab_size: int = Field(
+        1024, ge=300, le=65536, description="Byte-pair tokens; the vocabulary is learned from the captions."
+    )
     width: int = Field(128, gt=0, description="Width of the features.")
     layers: int = Field(1, ge=0, description="Transformer layers over the token embeddings.")
     heads: int = Field(4, gt=0, description="Attention heads.")
