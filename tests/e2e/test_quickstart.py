@@ -78,7 +78,7 @@ def test_report_is_one_self_contained_page(run_folder):
 
 
 def test_everything_traces_back_to_the_images(run_folder, lens):
-    picture = next((run_folder / "gallery").rglob("*.png"))
+    picture = next((run_folder / "gallery-dense").rglob("*.png"))
     traced = lens("trace", str(picture))
     assert traced.returncode == 0, traced.stderr
     assert "images by ingest" in traced.stdout

@@ -6,9 +6,11 @@ half of a truncated file. Here an image is upright, sRGB, complete, and 8 bits d
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import warnings
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
@@ -16,12 +18,16 @@ from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 from lens_core.contracts import ImageInfo
 from lens_core.errors import ImageError
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 __all__ = ["MAX_PIXELS", "Candidate", "decode", "fit", "header", "to_jpeg"]
 
 MAX_PIXELS = 178_956_970
 """Larger images are refused before they are decoded: a few kilobytes can claim to be terabytes of pixels."""
 
 _EXIF_ORIENTATION = 0x0112
+_PNG_EXIF = (b"eXIf", b"XML:com.adobe.xmp", b"Raw profile type exif")
 
 
 class Candidate:
@@ -49,11 +55,11 @@ def header(data: bytes) -> ImageInfo:
     """What the header says, without decoding: size as displayed, and format in lower case.
 
     Raises:
-        ImageError: no image format is recognised, or it claims too many pixels.
+        ImageError: no image format is recognised, the header is damaged, or it claims too many pixels.
     """
-    with _open(data) as image:
+    with _reading(), _open(data) as image:
         width, height = image.size
-        if image.getexif().get(_EXIF_ORIENTATION, 1) in {5, 6, 7, 8}:
+        if _lies_on_its_side(image, data):
             width, height = height, width
         return ImageInfo(width=width, height=height, format=(image.format or "unknown").lower())
 
@@ -67,12 +73,9 @@ def decode(data: bytes) -> np.ndarray:
     Raises:
         ImageError: not an image, truncated, damaged, or too large; the message is the reason.
     """
-    with _open(data) as image:
-        try:
-            image.load()
-            return np.asarray(_srgb(_eight_bit(ImageOps.exif_transpose(image))))
-        except (OSError, ValueError, SyntaxError, EOFError, MemoryError) as error:
-            raise ImageError(_reason(error)) from error
+    with _reading(), _open(data) as image:
+        image.load()
+        return np.asarray(_srgb(_eight_bit(ImageOps.exif_transpose(image))))
 
 
 def fit(pixels_HW3: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -92,35 +95,56 @@ def to_jpeg(pixels_HW3: np.ndarray, *, max_side: int, quality: int) -> bytes:
     return stream.getvalue()
 
 
-def _open(data: bytes) -> Image.Image:
+@contextlib.contextmanager
+def _reading() -> Iterator[None]:
+    """Whatever goes wrong becomes an `ImageError`; what Pillow's readers warn of, they can mend."""
     try:
         with warnings.catch_warnings():
-            # Pillow warns at MAX_IMAGE_PIXELS and fails at twice that; one bound, ours, is checked below.
             warnings.simplefilter("ignore")
-            image = Image.open(io.BytesIO(data))
+            yield
     except UnidentifiedImageError as error:
-        raise ImageError("it is empty" if not data else "it is not an image") from error
-    except (OSError, ValueError, SyntaxError, EOFError) as error:
-        raise ImageError(_reason(error)) from error
+        raise ImageError("it is not an image") from error
     except Image.DecompressionBombError as error:
         raise ImageError(f"it claims more than {MAX_PIXELS:,} pixels") from error
+    except ImageError:
+        raise
+    except Exception as error:
+        # Damaged files make the readers raise what comes to hand: OSError, SyntaxError, TypeError, struct.error, …
+        raise ImageError(_reason(error)) from error
+
+
+def _open(data: bytes) -> Image.Image:
+    if not data:
+        raise ImageError("it is empty")
+    image = Image.open(io.BytesIO(data))
     if image.width * image.height > MAX_PIXELS:
         raise ImageError(f"it claims {image.width}x{image.height}, more than {MAX_PIXELS:,} pixels")
     return image
 
 
+def _lies_on_its_side(image: Image.Image, data: bytes) -> bool:
+    """Whether EXIF exchanges width and height, and Pillow has not done so yet."""
+    if image.format == "TIFF":
+        return False  # Pillow gives the size as displayed
+    if image.format == "PNG" and not any(name in data for name in _PNG_EXIF):
+        return False  # Pillow would decode all pixels to look for it behind them
+    return image.getexif().get(_EXIF_ORIENTATION, 1) in {5, 6, 7, 8}
+
+
 def _eight_bit(image: Image.Image) -> Image.Image:
     if image.mode.startswith(("I", "F")):
-        values = np.asarray(image).astype(np.float64)
-        # Integer modes hold 16-bit samples, which Pillow would clip at 255 instead of scaling; float ones hold 0…1.
-        scale = 255.0 if image.mode == "F" and values.max(initial=0) <= 1 else 255.0 / 65535.0
-        return Image.fromarray(np.clip(np.rint(values * scale), 0, 255).astype(np.uint8))
+        values = np.nan_to_num(np.asarray(image).astype(np.float64))
+        # Integer modes hold 16-bit samples, which Pillow would clip at 255 instead of scaling; float ones hold 0…1,
+        # or say by their largest value that they hold 0…255 or 0…65535.
+        tops = (1, 255) if image.mode == "F" else ()
+        top = next((top for top in tops if values.max(initial=0) <= top), 65535)
+        return Image.fromarray(np.clip(np.rint(values * (255 / top)), 0, 255).astype(np.uint8))
     return image
 
 
 def _srgb(image: Image.Image) -> Image.Image:
-    if image.mode == "P":
-        image = image.convert("RGBA" if "transparency" in image.info else "RGB")
+    if image.mode == "P" or "transparency" in image.info:  # which may also be one colour of an RGB or grey image
+        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
     alpha = None
     if image.mode in {"RGBA", "LA", "PA", "La", "RGBa"}:
         alpha = image.convert("RGBA").getchannel("A")

@@ -1,17 +1,17 @@
 """Joint attention over ragged segments: each segment attends within itself, image and text together.
 
-Suffixes: S a segment's tokens, image then text; M tokens of the joint buffer; A attention heads; D channels per head.
+Suffixes: M tokens of the buffer; S a segment's tokens; R rows of the padded form; A attention heads; D channels a head.
 
-The plan of a batch is made once, not per block: an index that brings each segment's image and text tokens together,
-and the groups of segments that have the same length. A group runs as one dense batch, so that neither padding nor a
-mask is needed. Another backend (variable-length kernels on CUDA, FlexAttention) is another function of the same
-signature over the same plan.
+The buffer holds the image tokens of all segments and then their text tokens, as the denoiser's two streams leave them.
+The plan of a batch is made once, not per block: where each segment's tokens lie, and how segments of about one length
+share a dense call. Another backend (variable-length kernels on CUDA, FlexAttention) is another function of the same
+signature over a plan of the same segments.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -20,95 +20,146 @@ from torch import Tensor
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["AttentionBackend", "AttentionPlan", "JointPlan", "plan_attention", "plan_joint", "reference_attention"]
+__all__ = ["AttentionBackend", "AttentionPlan", "Group", "plan_attention", "reference_attention"]
+
+MAX_WASTE = 1.6
+"""Segments share a dense call while its score matrix is at most this much larger than theirs are without padding."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Segments that share a dense call, padded to `size` tokens; `mask` [count, 1, 1, size] is True at real keys."""
+
+    count: int
+    size: int
+    mask: Tensor | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionPlan:
-    """Segments of one buffer: `lengths` in order, and for each length the segments' tokens as an index [count·S].
+    """Where the segments of a buffer lie, and how they are attended to.
 
-    With one length in all, `index` is None and the buffer is used as it lies.
+    Args:
+        groups: the dense calls, in the order of their rows.
+        source: for each padded row the token that it holds, [R]; None if the rows are the buffer as it lies.
+        place: for each token its padded row, [M]; None likewise.
+        holes: the padded rows that hold no token.
     """
 
-    lengths: tuple[int, ...]
-    groups: tuple[tuple[int, int, Tensor | None], ...]
-    inverse: Tensor | None
+    groups: tuple[Group, ...]
+    source: Tensor | None
+    place: Tensor | None
+    holes: Tensor | None
 
+    def pack(self, tokens: Tensor) -> Tensor:
+        """Tokens to padded rows, zero in the holes."""
+        if self.source is None:
+            return tokens
+        rows = tokens.index_select(0, self.source)
+        return rows if self.holes is None else rows.index_fill_(0, self.holes, 0.0)
 
-@dataclass(frozen=True, kw_only=True)
-class JointPlan:
-    """How the image and the text buffer become one: `gather` brings a segment's tokens together, image first.
-
-    `image` and `text` say where the tokens of each buffer lie in the joint one.
-    """
-
-    attention: AttentionPlan
-    gather: Tensor
-    image: Tensor
-    text: Tensor
+    def unpack(self, rows: Tensor) -> Tensor:
+        """Padded rows back to tokens: the transpose of `pack`."""
+        return rows if self.place is None else rows.index_select(0, self.place)
 
 
 class AttentionBackend(Protocol):
-    """Attention within segments: q, k, v [M, A, D] to [M, A, D], scale 1/√D, no mask."""
+    """Attention within segments: q, k, v [M, A, D] to [M, A, D], scale 1/√D, every token of a segment visible."""
 
     def __call__(self, q_MAD: Tensor, k_MAD: Tensor, v_MAD: Tensor, plan: AttentionPlan) -> Tensor:
         """Attend."""
         ...
 
 
-def plan_attention(lengths: Sequence[int], device: torch.device) -> AttentionPlan:
-    """Group segments of equal length."""
-    wanted = sorted(set(lengths) - {0})
-    if len(wanted) <= 1:
-        size = wanted[0] if wanted else 0
-        count = sum(length > 0 for length in lengths)
-        return AttentionPlan(lengths=tuple(lengths), groups=((count, size, None),) if size else (), inverse=None)
-    starts, start = [], 0
-    for length in lengths:
-        starts.append(start)
-        start += length
-    groups = []
-    for size in wanted:
-        first = torch.tensor([s for s, length in zip(starts, lengths, strict=True) if length == size])
-        groups.append((len(first), size, (first[:, None] + torch.arange(size)).flatten()))
-    order = torch.cat([index for _, _, index in groups])
-    inverse = torch.empty_like(order)
-    inverse[order] = torch.arange(len(order))
+def plan_attention(*lengths: Sequence[int], device: torch.device) -> AttentionPlan:
+    """Plan for a buffer of one or more streams.
+
+    Args:
+        lengths: for each stream the tokens of each segment; the buffer holds the streams one after another.
+        device: where the buffer lives.
+    """
+    joint = [sum(parts) for parts in zip(*lengths, strict=True)]
+    order = sorted((g for g, size in enumerate(joint) if size), key=joint.__getitem__)
+    groups, first = [], 0
+    for cut in _cuts([joint[g] for g in order]):
+        sizes = [joint[g] for g in order[first:cut]]
+        first, count, size = cut, len(sizes), sizes[-1]
+        mask = None
+        if sizes[0] < size:
+            mask = (torch.arange(size) < torch.tensor(sizes)[:, None]).view(count, 1, 1, size).to(device)
+        groups.append(Group(count=count, size=size, mask=mask))
+    if len(lengths) == 1 and len(groups) <= 1 and (not groups or groups[0].mask is None):
+        return AttentionPlan(groups=tuple(groups), source=None, place=None, holes=None)
+    # Row at which each segment begins in the padded form, then for each token its row.
+    starts, row = [0] * len(joint), 0
+    segments = iter(order)
+    for group in groups:
+        for _ in range(group.count):
+            starts[next(segments)] = row
+            row += group.size
+    place, taken = [], torch.zeros(len(joint), dtype=torch.long)
+    for stream in lengths:
+        size_G = torch.tensor(stream)
+        segment_M = torch.repeat_interleave(size_G)
+        inside_M = torch.arange(len(segment_M)) - (size_G.cumsum(0) - size_G)[segment_M]
+        place.append((torch.tensor(starts) + taken)[segment_M] + inside_M)
+        taken = taken + size_G
+    place_M = torch.cat(place)
+    source_R = torch.full((row,), -1)
+    source_R[place_M] = torch.arange(len(place_M))
+    holes = (source_R < 0).nonzero()[:, 0]
     return AttentionPlan(
-        lengths=tuple(lengths),
-        groups=tuple((count, size, index.to(device)) for count, size, index in groups),
-        inverse=inverse.to(device),
-    )
-
-
-def plan_joint(image_lengths: Sequence[int], text_lengths: Sequence[int], device: torch.device) -> JointPlan:
-    """Interleave two buffers segment by segment, image before text."""
-    pieces, image, text = [], [], []
-    total = sum(image_lengths)
-    at_image = at_text = at_joint = 0
-    for n, m in zip(image_lengths, text_lengths, strict=True):
-        pieces += [torch.arange(at_image, at_image + n), torch.arange(total + at_text, total + at_text + m)]
-        image.append(torch.arange(at_joint, at_joint + n))
-        text.append(torch.arange(at_joint + n, at_joint + n + m))
-        at_image, at_text, at_joint = at_image + n, at_text + m, at_joint + n + m
-    joint = [n + m for n, m in zip(image_lengths, text_lengths, strict=True)]
-    return JointPlan(
-        attention=plan_attention(joint, device),
-        gather=torch.cat(pieces).to(device),
-        image=torch.cat(image).to(device),
-        text=torch.cat(text).to(device),
+        groups=tuple(groups),
+        source=source_R.clamp_min(0).to(device),
+        place=place_M.to(device),
+        holes=holes.to(device) if len(holes) else None,
     )
 
 
 def reference_attention(q_MAD: Tensor, k_MAD: Tensor, v_MAD: Tensor, plan: AttentionPlan) -> Tensor:
-    """Dense attention per group of equally long segments; runs everywhere."""
+    """Dense attention per group; runs everywhere."""
+    if not plan.groups:
+        return v_MAD  # which holds no token
+    # (R, A, D) -> per group (count, A, size, D)
+    rows = [group.count * group.size for group in plan.groups]
+    packed = [_Pack.apply(x, plan).split(rows) for x in (q_MAD, k_MAD, v_MAD)]
     outputs = []
-    for count, size, index in plan.groups:
-        q, k, v = (x if index is None else x[index] for x in (q_MAD, k_MAD, v_MAD))
-        # (group, S, A, D) -> (group, A, S, D)
-        shape = (count, size, *q_MAD.shape[1:])
-        q, k, v = (x.view(shape).transpose(1, 2) for x in (q, k, v))
-        outputs.append(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(-1, *q_MAD.shape[1:]))
-    if not outputs:
-        return torch.zeros_like(v_MAD)
-    return outputs[0] if plan.inverse is None else torch.cat(outputs)[plan.inverse]
+    for group, *parts in zip(plan.groups, *packed, strict=True):
+        q, k, v = (part.unflatten(0, (group.count, group.size)).transpose(1, 2) for part in parts)
+        output = F.scaled_dot_product_attention(q, k, v, attn_mask=group.mask)
+        outputs.append(output.transpose(1, 2).flatten(0, 1))
+    return _Unpack.apply(outputs[0] if len(outputs) == 1 else torch.cat(outputs), plan)
+
+
+class _Pack(torch.autograd.Function):
+    # Indexing's own backward adds row by row into zeros; here no row is taken twice, so it is another look-up.
+    @staticmethod
+    def forward(ctx: Any, tokens: Tensor, plan: AttentionPlan) -> Tensor:
+        ctx.plan = plan
+        return plan.pack(tokens)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return ctx.plan.unpack(grads[0]), None
+
+
+class _Unpack(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, plan: AttentionPlan) -> Tensor:
+        ctx.plan = plan
+        return plan.unpack(rows)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return ctx.plan.pack(grads[0]), None
+
+
+def _cuts(sizes: list[int]) -> list[int]:
+    """Where groups end in an ascending list of sizes."""
+    cuts, first, exact = [], 0, 0
+    for number, size in enumerate(sizes):
+        if exact and (number + 1 - first) * size**2 > MAX_WASTE * (exact + size**2):
+            cuts.append(number)
+            first, exact = number, 0
+        exact += size**2
+    return [*cuts, len(sizes)] if sizes else []

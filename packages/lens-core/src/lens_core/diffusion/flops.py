@@ -5,7 +5,8 @@ these formulas. Suffixes in the text: n and m image and text tokens of a segment
 MLP's, C token channels, E·K the text features of all layers.
 
 Backward is twice forward (a product for the input's gradient, one for the weight's), except that the gradient with
-respect to data (tokens, timestep, a frozen encoder's features) is not computed.
+respect to data (tokens, timestep) is not computed. Text features are no exception even when their encoder is frozen:
+they pass a norm with a weight of its own before the first product. What an attention backend pads is not counted.
 """
 
 from __future__ import annotations
@@ -18,16 +19,13 @@ if TYPE_CHECKING:
 __all__ = ["denoiser_flops"]
 
 
-def denoiser_flops(
-    config: Mapping[str, Any], image_lengths: Sequence[int], text_lengths: Sequence[int], *, text_gradient: bool
-) -> float:
+def denoiser_flops(config: Mapping[str, Any], image_lengths: Sequence[int], text_lengths: Sequence[int]) -> float:
     """FLOPs of one training step (forward and backward, no recomputation) of the Lens denoiser.
 
     Args:
         config: the model's `config`.
         image_lengths: image tokens of each segment.
         text_lengths: text tokens of each segment.
-        text_gradient: whether the text encoder is trained too.
     """
     d = config["num_attention_heads"] * config["attention_head_dim"]
     h = int(d / 3 * 8)
@@ -49,9 +47,9 @@ def denoiser_flops(
         + segments * blocks * 12 * d * d
         + segments * (d * d + 2 * d * d)
         + n * d * out
-        + (m * features * d if text_gradient else 0)
+        + m * features * d
     )
     attention = 4.0 * blocks * squares * d
     # Products whose input is data: forward, and once backward.
-    data = 2.0 * (n * channels * d + segments * 256 * d + (0 if text_gradient else m * features * d))
+    data = 2.0 * (n * channels * d + segments * 256 * d)
     return 3.0 * (full + attention) + 2.0 * data

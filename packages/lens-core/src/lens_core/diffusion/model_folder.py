@@ -12,20 +12,23 @@ Weights are safetensors, loaded strictly. The folder may carry more (a manifest,
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, PositiveInt, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load, load_file, save_file
 
 from lens_core import __version__
-from lens_core.config.prediction import PredictionConfig
+from lens_core.config.components import AutoencoderField, ModelField, SamplerField, TextEncoderField  # noqa: TC001
+from lens_core.config.prediction import PredictionConfig  # noqa: TC001 (pydantic reads these at run time)
 from lens_core.errors import ArtifactError, StorageError
 from lens_core.registry import Registry, load_registry
 from lens_core.storage import urls
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     import torch
@@ -173,22 +176,17 @@ def load_model_folder(url: str, *, registry: Registry | None = None) -> LoadedMo
             f"this Lens reads version {FORMAT_VERSION}"
         )
     try:
-        model = registry.parse("models", lens["model"])
-        autoencoder = registry.build("autoencoders", registry.parse("autoencoders", lens["autoencoder"]))
-        encoder_config = registry.parse("text_encoders", lens["text_encoder"])
-        sampler = registry.parse("samplers", lens["sampler"])
-        prediction = PredictionConfig.model_validate(lens["prediction"])
-        height, width = lens["image_size"]
-        guidance = lens["guidance"]
-        scale, rescale = float(guidance["scale"]), bool(guidance["rescale"])
-    except (KeyError, TypeError, ValueError, ValidationError) as error:
-        reason = " ".join(str(error).split())
-        raise ArtifactError(f"{urls.join(url, LENS_JSON)} is damaged: {reason}") from error
-    encoder_class = registry.spec("text_encoders", encoder_config.type).load_target()
-    encoder = encoder_class.from_files(encoder_config, _encoder_files(url))
+        said = _LensJson.model_validate(lens, context={"registry": registry})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(map(str, first["loc"]))
+        raise ArtifactError(f"{urls.join(url, LENS_JSON)}: {key}: {first['msg']}") from error
+    autoencoder = registry.build("autoencoders", said.autoencoder)
+    encoder_class = registry.spec("text_encoders", said.text_encoder.type).load_target()
+    encoder = encoder_class.from_files(said.text_encoder, _TextFiles(urls.join(url, "text_encoder")))
     transformer = registry.build(
         "models",
-        model,
+        said.model,
         in_channels=autoencoder.channels,
         enc_hidden_dim=encoder.width,
         num_text_layers=encoder.num_layers,
@@ -199,15 +197,55 @@ def load_model_folder(url: str, *, registry: Registry | None = None) -> LoadedMo
         transformer=transformer.eval(),
         text_encoder=encoder.eval(),
         autoencoder=autoencoder,
-        sampler=sampler,
-        prediction=prediction,
-        image_size=(int(height), int(width)),
-        guidance=scale,
-        guidance_rescale=rescale,
+        sampler=said.sampler,
+        prediction=said.prediction,
+        image_size=said.image_size,
+        guidance=said.guidance.scale,
+        guidance_rescale=said.guidance.rescale,
         lens=lens,
         url=url,
         registry=registry,
     )
+
+
+class _Guidance(BaseModel):
+    scale: float
+    rescale: bool
+
+
+class _LensJson(BaseModel):
+    """What is read of a `lens.json`; fields of a later day are ignored."""
+
+    model: ModelField
+    autoencoder: AutoencoderField
+    text_encoder: TextEncoderField
+    sampler: SamplerField
+    prediction: PredictionConfig
+    image_size: tuple[PositiveInt, PositiveInt]
+    guidance: _Guidance
+
+
+class _TextFiles(Mapping[str, str]):
+    """The files beside an encoder's weights, each read when the encoder asks for it: there may be others."""
+
+    def __init__(self, folder: str):
+        self.folder = folder
+        self.names = urls.ls(folder)
+
+    def __getitem__(self, name: str) -> str:
+        where = urls.join(self.folder, name)
+        if name not in self.names:
+            raise ArtifactError(f"{where} is missing")
+        return urls.read_text(where)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
 
 
 def _load_weights(module: nn.Module, url: str, part: str) -> None:
@@ -234,12 +272,6 @@ def _load_weights(module: nn.Module, url: str, part: str) -> None:
             f"{where} does not fit its config: {detail}" + (f" (and {count - 1} more)" if count > 1 else "")
         )
     module.load_state_dict(weights, strict=True)
-
-
-def _encoder_files(url: str) -> dict[str, str]:
-    folder = urls.join(url, "text_encoder")
-    names = [name for name in urls.ls(folder) if name != "config.json" and not name.endswith(".safetensors")]
-    return {name: urls.read_text(urls.join(folder, name)) for name in names}
 
 
 def _plain(module: nn.Module) -> dict[str, torch.Tensor]:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from lens_core.config.prediction import PredictionConfig
 
-__all__ = ["to_velocity"]
+__all__ = ["target_velocity", "to_velocity"]
 
 
 def to_velocity(prediction: PredictionConfig, output_NC: Tensor, x_NC: Tensor, t_N1: Tensor) -> Tensor:
@@ -22,3 +22,10 @@ def to_velocity(prediction: PredictionConfig, output_NC: Tensor, x_NC: Tensor, t
     if prediction.type == "velocity":
         return output_NC
     return (x_NC - output_NC) / t_N1.clamp_min(prediction.t_floor)
+
+
+def target_velocity(prediction: PredictionConfig, velocity_NC: Tensor, t_N1: Tensor) -> Tensor:
+    """What `to_velocity` gives for the perfect output: the velocity, shortened where the floor is the divisor."""
+    if prediction.type == "velocity":
+        return velocity_NC
+    return velocity_NC * (t_N1 / t_N1.clamp_min(prediction.t_floor))

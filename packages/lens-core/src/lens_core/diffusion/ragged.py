@@ -56,6 +56,8 @@ class RaggedBatch:
             raise ValueError(f"{segments} segments need as many timesteps, not {tuple(self.timestep.shape)}")
         if self.grids.prod(-1).tolist() != self.image_offsets.diff().tolist():
             raise ValueError("a segment's image tokens must fill its grid")
+        if len(self.image) != int(self.image_offsets[-1]):
+            raise ValueError("image_offsets must cover the image tokens exactly")
         if any(len(layer) != int(self.text_offsets[-1]) for layer in self.text):
             raise ValueError("text_offsets must cover the text features exactly")
 

@@ -30,43 +30,42 @@ class Segments:
 
     def __init__(self, lengths: Sequence[int], device: torch.device):
         self.count = len(lengths)
-        self.tokens = sum(lengths)
-        self._uniform = bool(lengths) and len(set(lengths)) == 1
-        if not self._uniform:
-            self._lengths = torch.tensor(lengths).to(device)
+        self.uniform = bool(lengths) and len(set(lengths)) == 1
+        self.lengths = torch.tensor(lengths, dtype=torch.long, device=device)
+        self.index = None if self.uniform else torch.repeat_interleave(self.lengths)
 
     def modulate(self, x_ND: Tensor, shift_GD: Tensor, scale_GD: Tensor) -> Tensor:
-        """x·(1 + scale) + shift, with each segment's own shift and scale."""
-        scale_GD = scale_GD + 1
-        if self._uniform:
-            x = x_ND.view(self.count, -1, x_ND.shape[-1])
-            return torch.addcmul(shift_GD[:, None], x, scale_GD[:, None]).view_as(x_ND)
-        return torch.addcmul(self.spread(shift_GD), x_ND, self.spread(scale_GD))
+        """x·scale + shift, with each segment's own shift and scale."""
+        return torch.addcmul(self._rows(shift_GD), self._fold(x_ND), self._rows(scale_GD)).view_as(x_ND)
 
     def add_gated(self, x_ND: Tensor, gate_GD: Tensor, update_ND: Tensor) -> Tensor:
         """x + gate·update, with each segment's own gate."""
-        if self._uniform:
-            shape = (self.count, -1, x_ND.shape[-1])
-            return torch.addcmul(x_ND.view(shape), gate_GD[:, None], update_ND.view(shape)).view_as(x_ND)
-        return torch.addcmul(x_ND, self.spread(gate_GD), update_ND)
+        return torch.addcmul(self._fold(x_ND), self._rows(gate_GD), self._fold(update_ND)).view_as(x_ND)
 
-    def spread(self, rows_GD: Tensor) -> Tensor:
-        """Each segment's row, once per token: [G, D] to [N, D]."""
-        if self._uniform:
-            return rows_GD[:, None].expand(-1, self.tokens // self.count, -1).reshape(self.tokens, -1)
-        return _Spread.apply(rows_GD, self._lengths)
+    def _fold(self, x_ND: Tensor) -> Tensor:
+        return x_ND.view(self.count, -1, x_ND.shape[-1]) if self.uniform else x_ND
+
+    def _rows(self, rows_GD: Tensor) -> Tensor:
+        """Each segment's row, in a shape that meets `_fold`."""
+        if self.uniform:
+            return rows_GD[:, None]
+        return _Spread.apply(rows_GD, self.index, self.lengths)
 
 
 class _Spread(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows_GD: Tensor, lengths_G: Tensor) -> Tensor:
-        ctx.save_for_backward(lengths_G)
-        return rows_GD.repeat_interleave(lengths_G, dim=0)
+    def forward(ctx: Any, rows_GD: Tensor, index_N: Tensor, lengths_G: Tensor) -> Tensor:
+        ctx.save_for_backward(index_N, lengths_G)
+        return rows_GD.index_select(0, index_N)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        (lengths_G,) = ctx.saved_tensors
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        index_N, lengths_G = ctx.saved_tensors
         (grad_ND,) = grads
-        exact = torch.promote_types(grad_ND.dtype, torch.float32)
-        sums_GD = torch.segment_reduce(grad_ND.to(exact), "sum", lengths=lengths_G, axis=0, initial=0)
-        return sums_GD.to(grad_ND.dtype), None
+        exact_ND = grad_ND.to(torch.promote_types(grad_ND.dtype, torch.float32))
+        if grad_ND.device.type == "cpu":
+            # Here, index_add_ goes row by row: as deterministic as segment_reduce, and ten times faster.
+            sums_GD = exact_ND.new_zeros(len(lengths_G), grad_ND.shape[-1]).index_add_(0, index_N, exact_ND)
+        else:
+            sums_GD = torch.segment_reduce(exact_ND, "sum", lengths=lengths_G, axis=0, initial=0)
+        return sums_GD.to(grad_ND.dtype), None, None

@@ -8,6 +8,7 @@ every 30 seconds even if nothing moved, because a silent run looks like a dead o
 from __future__ import annotations
 
 import json
+import math
 import sys
 import threading
 import time
@@ -202,4 +203,9 @@ def _clock(seconds: float) -> str:
 
 
 def _plain(metrics: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in metrics.items() if isinstance(value, str | int | float)}
+    # Events are strict JSON, which knows no NaN.
+    return {
+        name: value
+        for name, value in metrics.items()
+        if isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
+    }

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lens_core.errors import ArtifactError
+from lens_core.errors import ArtifactError, StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -67,7 +67,7 @@ def write_captions(output: OutputFolder, rows: Iterable[CaptionRow]) -> None:
         for name, value in zip(_SCHEMA.names, values, strict=True):
             columns[name].append(value)
     stream = io.BytesIO()
-    pq.write_table(pa.table(columns, schema=_SCHEMA), stream)
+    pq.write_table(pa.table(columns, schema=_SCHEMA), stream, write_page_checksum=True)
     output.write_bytes(CAPTIONS, stream.getvalue())
 
 
@@ -79,13 +79,15 @@ def read_captions(artifact: Artifact, *, layers: Iterable[str] | None = None) ->
         layers: only these; None means all.
 
     Raises:
-        ArtifactError: the table is damaged, or has no such layer.
+        ArtifactError: the table is missing or damaged, or has no such layer.
     """
     try:
-        table = pq.read_table(pa.BufferReader(artifact.read_bytes(CAPTIONS)), schema=_SCHEMA)
-    except (pa.ArrowException, KeyError) as error:
-        raise ArtifactError(f"{artifact.url_of(CAPTIONS)} is damaged: {error}") from error
-    columns = table.to_pydict()
+        table = pq.read_table(pa.BufferReader(artifact.read_bytes(CAPTIONS)), page_checksum_verification=True)
+        columns = table.select(_SCHEMA.names).cast(_SCHEMA).to_pydict()
+    except StorageError as error:
+        raise ArtifactError(str(error)) from error
+    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+        raise ArtifactError(f"{artifact.url_of(CAPTIONS)} is damaged: {' '.join(str(error).split())}") from error
     wanted = None if layers is None else set(layers)
     missing = (wanted or set()) - set(columns["layer"])
     if missing:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import struct
 import zlib
@@ -41,12 +42,15 @@ def trace(url: str) -> Lineage:
         StorageError: it cannot be read.
     """
     receipt = read_receipt(urls.read_bytes(url)) if url.lower().endswith(".png") and urls.exists(url) else None
-    home = _home(url)
+    home = _home_of_picture(url, receipt) if receipt else _home(url)
     if home is None and receipt:
-        home = _artifact_of_receipt(receipt)
-        if home is None:
-            note = f"the model {str(receipt.get('model', '?'))[:12]} that made it is not where the receipt says"
-            return Lineage(artifacts=(), receipt=receipt, note=note)
+        model = receipt.get("model")
+        note = (
+            f"the model {str(model)[:12]} that made it is not where the receipt says"
+            if model
+            else "the model that made it came from elsewhere: nothing is known of its making"
+        )
+        return Lineage(artifacts=(), receipt=receipt, note=note)
     if home is None:
         what = "does not exist" if not urls.exists(url) else "is no artefact of Lens, lies in none, and has no receipt"
         raise ArtifactError(f"{url} {what}")
@@ -88,11 +92,22 @@ def _parse_receipt(kind: bytes, body: bytes) -> dict[str, Any] | None:
         if kind == b"iTXt":
             compressed = body[:1] == b"\1"
             text = body[2:].split(b"\0", 2)[2]
-            body = zlib.decompressobj().decompress(text, _MAX_RECEIPT_BYTES) if compressed else text
-        receipt = json.loads(body.decode())
-    except (ValueError, IndexError, zlib.error):
+            body = zlib.decompressobj().decompress(text, _MAX_RECEIPT_BYTES + 1) if compressed else text
+        receipt = json.loads(body.decode()) if len(body) <= _MAX_RECEIPT_BYTES else None
+    except (ValueError, IndexError, RecursionError, zlib.error):
         return None
     return receipt if isinstance(receipt, dict) else None
+
+
+def _home_of_picture(url: str, receipt: dict[str, Any]) -> Artifact | None:
+    """The artefact that a picture lies in, or else its model. A stranger's manifest or a forged receipt is no error."""
+    with contextlib.suppress(LensError):
+        home = _home(url)
+        if home:
+            return home
+    with contextlib.suppress(LensError):
+        return _artifact_of_receipt(receipt)
+    return None
 
 
 def _home(url: str) -> Artifact | None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lens_core.errors import ArtifactError
+from lens_core.errors import ArtifactError, StorageError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -68,7 +68,7 @@ def image_key(data: bytes) -> str:
 
 
 class ShardWriter:
-    """Writes images into shards, and the index at `close`.
+    """Writes images into shards, and the index at `close`; a `with` block closes it unless something was raised.
 
     Args:
         output: the artefact's folder.
@@ -83,6 +83,15 @@ class ShardWriter:
         self._number = 0
         self._file: BinaryIO | None = None
         self._tar: tarfile.TarFile | None = None
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(self, raised: type[BaseException] | None, *_: object) -> None:
+        if raised is None:
+            self.close()
+        elif self._file is not None:
+            self._file.close()
 
     def add(self, row: ImageRow) -> None:
         """Append an image."""
@@ -104,7 +113,7 @@ class ShardWriter:
         """Finish the last shard and write the index; returns the number of images."""
         self._finish_shard()
         stream = io.BytesIO()
-        pq.write_table(pa.table(self._columns, schema=_SCHEMA), stream)
+        pq.write_table(pa.table(self._columns, schema=_SCHEMA), stream, write_page_checksum=True)
         self._output.write_bytes(INDEX, stream.getvalue())
         return len(self._columns["key"])
 
@@ -139,10 +148,12 @@ class ShardReader(Sequence[ImageRow]):
     def __init__(self, artifact: Artifact):
         self._artifact = artifact
         try:
-            table = pq.read_table(pa.BufferReader(artifact.read_bytes(INDEX)), schema=_SCHEMA)
-        except (pa.ArrowException, KeyError) as error:
-            raise ArtifactError(f"{artifact.url_of(INDEX)} is damaged: {error}") from error
-        self.columns: dict[str, list[Any]] = table.to_pydict()
+            table = pq.read_table(pa.BufferReader(artifact.read_bytes(INDEX)), page_checksum_verification=True)
+            self.columns: dict[str, list[Any]] = table.select(_SCHEMA.names).cast(_SCHEMA).to_pydict()
+        except StorageError as error:
+            raise ArtifactError(str(error)) from error
+        except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+            raise ArtifactError(f"{artifact.url_of(INDEX)} is damaged: {' '.join(str(error).split())}") from error
         self._by_key = {key: number for number, key in enumerate(self.columns["key"])}
         self._streams: dict[str, BinaryIO] = {}
 
@@ -153,7 +164,10 @@ class ShardReader(Sequence[ImageRow]):
         row = {name: values[number] for name, values in self.columns.items()}
         shard, offset, size = row.pop("shard"), row.pop("offset"), row.pop("size")
         if shard not in self._streams:
-            self._streams[shard] = self._artifact.open(shard)
+            try:
+                self._streams[shard] = self._artifact.open(shard)
+            except StorageError as error:
+                raise ArtifactError(str(error)) from error
         stream = self._streams[shard]
         stream.seek(offset)
         data = stream.read(size)

@@ -6,6 +6,7 @@ Suffixes: B images, N image tokens of a batch, T text tokens, C channels, H and 
 from __future__ import annotations
 
 import json
+import math
 import time
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
-from lens_core.diffusion.prediction import to_velocity
+from lens_core.diffusion.prediction import target_velocity, to_velocity
 from lens_core.diffusion.ragged import RaggedBatch, offsets_of
 from lens_core.errors import LensError, Stopped
 from lens_train.loop.state import load_state, save_state
@@ -103,6 +104,8 @@ class Trainer:
             p for module in self.modules.values() for p in module.parameters() if p.requires_grad
         ]
         self.ema = [parameter.detach().clone() for parameter in self.parameters]
+        texts = ["", *dict.fromkeys(text for own in self.data.captions for text in own)]
+        self.token_ids = dict(zip(texts, self.text_encoder.tokenize(texts), strict=True))
 
     def run(self, progress: Progress) -> None:
         """Train until the budget is used up; go on from the saved state if there is one.
@@ -119,27 +122,29 @@ class Trainer:
         progress.start(total / scale if total else None, unit)
         with (
             (self.state_dir / METRICS).open("a", encoding="utf-8") as metrics,
-            SummaryWriter(str(self.state_dir / TENSORBOARD), purge_step=self.counters.step) as board,
+            SummaryWriter(str(self.state_dir / TENSORBOARD), purge_step=self.counters.step + 1) as board,
         ):
-            while True:
+            batch = self.next_batch()
+            if self.counters.step == 0 and not self._allowed(batch.flops):
+                raise LensError(f"budget.flops: one step costs {batch.flops:.3g}, so {total:.3g} buys none; raise it")
+            while self._allowed(batch.flops):
                 started = time.monotonic()
-                batch = self._next_batch()
-                if not self._allowed(batch.flops):
-                    break
-                record = self._train_step(batch)
+                record = self.train_step(batch)
+                batch = self.next_batch()
                 self.counters.seconds += time.monotonic() - started
                 used = self._share() * total / scale if total else 0
                 progress.update(used, **self._shown(record))
-                if self.counters.step % self.log_every == 0 or self.counters.step == 1:
+                is_last = not self._allowed(batch.flops)
+                if self.counters.step % self.log_every == 0 or self.counters.step == 1 or is_last:
                     self._log(record, metrics, board)
                 if progress.stop_asked or time.monotonic() - saved_at > self.save_every_s:
+                    # The state comes last: what it counts as done is then on disk.
                     metrics.flush()
+                    board.flush()
                     self._save()
                     saved_at = time.monotonic()
                 if progress.stop_asked:
                     raise Stopped(f"stopped at step {self.counters.step}; the same command goes on from here")
-            if self.counters.step % self.log_every and self.counters.step > 1:
-                self._log(record, metrics, board)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -152,7 +157,8 @@ class Trainer:
             finally:
                 torch._foreach_copy_(self.parameters, before)
 
-    def _train_step(self, batch: _Batch) -> dict[str, Any]:
+    def train_step(self, batch: Batch) -> dict[str, Any]:
+        """One optimiser step; returns what is worth logging."""
         factor = learning_rate_factor(self.optimizer, self.counters.step, self._share())
         self.optimizers.set_factor(factor)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
@@ -169,7 +175,8 @@ class Trainer:
             )
         t_N1 = batch.timestep_G.repeat_interleave(batch.image_offsets.diff().to(self.device))[:, None]
         velocity_NC = to_velocity(self.objective.prediction, output_NC.float(), batch.x_NC, t_N1)
-        losses_G = sample_losses(velocity_NC, batch.velocity_NC, batch.image_offsets.diff().tolist())
+        goal_NC = target_velocity(self.objective.prediction, batch.velocity_NC, t_N1)
+        losses_G = sample_losses(velocity_NC, goal_NC, batch.image_offsets.diff().tolist())
         loss = losses_G.mean()
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.parameters, self.optimizer.clip)
@@ -189,7 +196,7 @@ class Trainer:
             "times": batch.timestep_G.tolist(),
         }
 
-    def _count(self, batch: _Batch, finite: bool) -> None:
+    def _count(self, batch: Batch, finite: bool) -> None:
         c = self.counters
         c.step += 1
         c.flops += batch.flops
@@ -204,20 +211,21 @@ class Trainer:
                 "lower the learning rate"
             )
 
-    def _next_batch(self) -> _Batch:
+    def next_batch(self) -> Batch:
+        """The batch of the step that comes next; the same one however often it is asked for."""
         samples = self.data.batch(self.counters.step, self.batch_size)
         pixels_BHWC = torch.from_numpy(self.data.pixels[[sample.number for sample in samples]])
         pixels_BCHW = pixels_BHWC.permute(0, 3, 1, 2).to(self.device, torch.float32) / 127.5 - 1
         with torch.no_grad():
             tokens = list(self.autoencoder.encode(pixels_BCHW))
         goal = targets(self.objective, tokens, samples, self.seed)
-        ids = self.text_encoder.tokenize(goal.captions)
+        ids = [self.token_ids[caption] for caption in goal.captions]
         image_lengths, text_lengths = [len(one) for one in tokens], [len(one) for one in ids]
         stride = self.autoencoder.stride
         grid = (self.data.size[0] // stride, self.data.size[1] // stride)
         trains_text = self.text_encoder.trainable
         flops = self.transformer.training_flops(image_lengths, text_lengths, text_gradient=trains_text)
-        return _Batch(
+        return Batch(
             x_NC=goal.x_NC,
             velocity_NC=goal.velocity_NC,
             timestep_G=goal.timestep_G,
@@ -261,9 +269,12 @@ class Trainer:
             "images_per_s": c.images / max(c.seconds, 1e-9),
             "tokens_per_s": (c.image_tokens + c.text_tokens) / max(c.seconds, 1e-9),
         }
+        # JSON has no NaN: a step that was skipped has no loss.
+        line = {name: value if math.isfinite(value) else None for name, value in line.items()}
         metrics.write(json.dumps(line) + "\n")
         for name in ("loss", "grad_norm", "lr", "images_per_s", "tokens_per_s", *by_quartile):
-            board.add_scalar(name, line[name], c.step)
+            if line[name] is not None:
+                board.add_scalar(name, line[name], c.step)
 
     def _save(self) -> None:
         save_state(
@@ -286,12 +297,16 @@ class Trainer:
         # Lines of steps that were made after the last save are about to be written again.
         lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True) if metrics.exists() else []
         kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= self.counters.step]
-        metrics.write_text("".join(kept), encoding="utf-8")
+        temporary = metrics.with_suffix(".tmp")
+        temporary.write_text("".join(kept), encoding="utf-8")
+        temporary.replace(metrics)
         progress.note(f"goes on from step {self.counters.step}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Batch:
+class Batch:
+    """What a step is trained on: a ragged batch before its text is encoded, the target, and what the step costs."""
+
     x_NC: Tensor
     velocity_NC: Tensor
     timestep_G: Tensor

@@ -52,26 +52,27 @@ def targets(config: ObjectiveConfig, tokens: Sequence[Tensor], samples: Sequence
         samples: which samples they are.
         seed: the run's seed.
     """
-    x, velocity, times, captions = [], [], [], []
-    for clean, sample in zip(tokens, samples, strict=True):
-        mean = resolution_mean(len(clean)) if config.timestep_mean == "resolution" else config.timestep_mean
-        t = float(
-            torch.sigmoid(mean + config.timestep_std * noise(seed, ("time", sample.epoch, sample.key), (1,)).double())
-        )
-        drop = uniform(seed, ("drop", sample.epoch, sample.key), (1,)).item() < config.caption_dropout
-        eps = noise(seed, (sample.epoch, sample.key), clean.shape).to(clean.device)
-        x.append((1 - t) * clean + t * eps)
-        velocity.append(eps - clean)
-        times.append(t)
-        captions.append("" if drop else sample.caption)
+    lots_G2 = torch.stack([uniform(seed, ("lots", sample.epoch, sample.key), (2,)) for sample in samples])
+    lengths = [len(clean) for clean in tokens]
+    means = [resolution_mean(n) if config.timestep_mean == "resolution" else config.timestep_mean for n in lengths]
+    # A standard normal number is the normal quantile of a uniform one.
+    normal_G = torch.special.ndtri(lots_G2[:, 0])
+    times_G = torch.sigmoid(torch.tensor(means, dtype=torch.float64) + config.timestep_std * normal_G).float()
+    dropped = (lots_G2[:, 1] < config.caption_dropout).tolist()
+    captions = ["" if drop else sample.caption for drop, sample in zip(dropped, samples, strict=True)]
+
     device = tokens[0].device
-    return Targets(torch.cat(x), torch.cat(velocity), torch.tensor(times, device=device), captions)
+    clean_NC = torch.cat(list(tokens))
+    noise_NC = torch.cat([noise(seed, (s.epoch, s.key), one.shape) for s, one in zip(samples, tokens, strict=True)])
+    velocity_NC = noise_NC.to(device) - clean_NC
+    times_N1 = torch.repeat_interleave(times_G, torch.tensor(lengths))[:, None].to(device)
+    return Targets(clean_NC + times_N1 * velocity_NC, velocity_NC, times_G.to(device), captions)
 
 
 def sample_losses(velocity_NC: Tensor, target_NC: Tensor, lengths: Sequence[int]) -> Tensor:
     """Mean squared error of each sample [G], in float32."""
     errors_N = (velocity_NC.float() - target_NC).square().mean(-1)
-    return torch.stack([part.mean() for part in errors_N.split(list(lengths))])
+    return torch.segment_reduce(errors_N, "mean", lengths=torch.tensor(lengths, device=errors_N.device))
 
 
 def resolution_mean(num_tokens: int) -> float:

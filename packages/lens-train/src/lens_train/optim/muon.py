@@ -58,9 +58,10 @@ class Muon(torch.optim.Optimizer):
                 momenta = [self._momentum(parameter) for parameter in parameters]
                 torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
                 updates = torch.stack(torch._foreach_lerp(gradients, momenta, group["momentum"]))
-                updates = orthogonalise(updates, group["steps"]) * (0.2 * max(shape) ** 0.5)
-                torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-                torch._foreach_add_(parameters, list(updates), alpha=-group["lr"])
+                updates = orthogonalise(updates, group["steps"])
+                if group["weight_decay"]:
+                    torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+                torch._foreach_add_(parameters, list(updates), alpha=-group["lr"] * 0.2 * max(shape) ** 0.5)
 
     def _momentum(self, parameter: Tensor) -> Tensor:
         state = self.state[parameter]
@@ -76,7 +77,9 @@ def orthogonalise(matrices: Tensor, steps: int) -> Tensor:
     tall = x.shape[-2] > x.shape[-1]
     x = x.mT if tall else x
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    x = x.flatten(0, -3) if x.ndim > 2 else x[None]
     for _ in range(steps):
-        gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return (x.mT if tall else x).to(matrices.dtype)
+        # x ← a·x + (b·g + c·g²)·x with g = x·xᵀ; baddbmm adds while it multiplies, which spares passes over memory.
+        gram = torch.bmm(x, x.mT)
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return (x.mT if tall else x).reshape(matrices.shape).to(matrices.dtype)

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from matplotlib.figure import Figure
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from lens_core.storage.artifacts import Artifact
 
 __all__ = ["ARM_COLOURS", "accuracy_chart", "data_url", "loss_chart"]
@@ -18,11 +20,17 @@ ARM_COLOURS = ("#b3541e", "#1f6f8b", "#5b8c3a", "#7b4b94", "#8a6d1d", "#50617a")
 _GREY = "#7a8088"
 
 
-def loss_chart(models: list[Artifact]) -> str | None:
-    """Training loss against FLOPs and against images, a line an arm, smoothed; a data URL."""
+def loss_chart(models: list[Artifact], colours: Mapping[str, str]) -> str | None:
+    """Training loss against FLOPs and against images, a line an arm, smoothed; a data URL.
+
+    Args:
+        models: the arms.
+        colours: of each arm, by name.
+    """
     curves = []
     for model in models:
         lines = [json.loads(line) for line in model.read_bytes("metrics.jsonl").decode().splitlines()]
+        lines = [line for line in lines if line["loss"] is not None]  # skipped steps have none
         if len(lines) > 2:
             curves.append((model.name, lines))
     if not curves:
@@ -32,9 +40,9 @@ def loss_chart(models: list[Artifact]) -> str | None:
     for axis, (key, label, scale) in zip(
         axes, (("flops", "training TFLOP", 1e12), ("images", "thousand images", 1e3)), strict=True
     ):
-        for (name, lines), colour in zip(curves, ARM_COLOURS * 9, strict=False):
+        for name, lines in curves:
             x = [line[key] / scale for line in lines]
-            axis.plot(x, _smooth([line["loss"] for line in lines]), color=colour, label=name, linewidth=1.8)
+            axis.plot(x, _smooth([line["loss"] for line in lines]), color=colours[name], label=name, linewidth=1.8)
         axis.set_xlabel(label)
         axis.set_yscale("log")
         _plain(axis)
@@ -43,26 +51,32 @@ def loss_chart(models: list[Artifact]) -> str | None:
     return _svg(figure)
 
 
-def accuracy_chart(arms: dict[str, dict[str, float]], intervals: dict[str, dict[str, tuple[float, float]]]) -> str:
+def accuracy_chart(
+    arms: dict[str, dict[str, float]],
+    intervals: dict[str, dict[str, tuple[float, float]]],
+    colours: Mapping[str, str],
+) -> str:
     """Accuracy by skill, a bar an arm, with intervals; a data URL.
 
     Args:
         arms: by arm, accuracy by skill, 0…1.
         intervals: by arm, (low, high) by skill.
+        colours: of each arm, by name.
     """
     skills = list(dict.fromkeys(skill for values in arms.values() for skill in values))
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     axis = figure.subplots()
     width = 0.8 / max(1, len(arms))
-    for number, ((name, values), colour) in enumerate(zip(arms.items(), ARM_COLOURS * 9, strict=False)):
+    for number, (name, values) in enumerate(arms.items()):
         x = [place - 0.4 + width * (number + 0.5) for place in range(len(skills))]
         y = [100 * values.get(skill, 0.0) for skill in skills]
         spans = [intervals[name].get(skill, (0.0, 0.0)) for skill in skills]
         below = [value - 100 * low for value, (low, _) in zip(y, spans, strict=True)]
         above = [100 * high - value for value, (_, high) in zip(y, spans, strict=True)]
-        axis.bar(x, y, width * 0.92, color=colour, label=name)
+        axis.bar(x, y, width * 0.92, color=colours[name], label=name)
         axis.errorbar(x, y, yerr=[below, above], fmt="none", ecolor=_GREY, elinewidth=1, capsize=2)
-    axis.set_xticks(range(len(skills)), skills)
+    # An evaluator may name its skills as it likes: a dollar sign begins no formula.
+    axis.set_xticks(range(len(skills)), skills, parse_math=False)
     axis.set_ylim(0, 105)
     axis.set_ylabel("right, %")
     axis.legend(frameon=False, labelcolor=_GREY, ncols=max(1, len(arms)), loc="upper right")
@@ -86,7 +100,7 @@ def _smooth(values: list[float], weight: float = 0.9) -> list[float]:
 
 def _plain(axis: object) -> None:
     # Grey reads on white and on black: the page may be shown in either.
-    axis.tick_params(colors=_GREY, labelsize=9)  # type: ignore[attr-defined]
+    axis.tick_params(which="both", colors=_GREY, labelsize=9)  # type: ignore[attr-defined]
     axis.xaxis.label.set_color(_GREY)  # type: ignore[attr-defined]
     axis.yaxis.label.set_color(_GREY)  # type: ignore[attr-defined]
     axis.grid(axis="y", color=_GREY, alpha=0.25, linewidth=0.6)  # type: ignore[attr-defined]

@@ -16,6 +16,7 @@ import jinja2
 import numpy as np
 from PIL import Image
 
+from lens_core.errors import ImageError
 from lens_core.images import decode, fit
 from lens_core.storage.captions import read_captions
 from lens_core.storage.shards import ShardReader
@@ -48,6 +49,7 @@ def render_page(config: ReportStageConfig, inputs: Sequence[Artifact], summary: 
     environment.filters["percent"] = lambda share: f"{100 * share:.0f}"
     environment.filters["thousands"] = lambda number: f"{number:,}"
     arms = summary["arms"]
+    colours = dict(zip(arms, ARM_COLOURS * 9, strict=False))
     own = {name: arm["accuracy"].get(arm["own_style"], {}) for name, arm in arms.items()}
     own = {name: cells for name, cells in own.items() if cells}
     return environment.get_template("report.html.j2").render(
@@ -56,16 +58,17 @@ def render_page(config: ReportStageConfig, inputs: Sequence[Artifact], summary: 
         style_hash=digest,
         summary=summary,
         arms=arms,
-        colours=dict(zip(arms, ARM_COLOURS * 9, strict=False)),
+        colours=colours,
         skills=list(dict.fromkeys(s for arm in arms.values() for cells in arm["accuracy"].values() for s in cells)),
         styles=list(dict.fromkeys(style for arm in arms.values() for style in arm["accuracy"])),
         accuracy=accuracy_chart(
             {name: {s: cell["accuracy"] for s, cell in cells.items()} for name, cells in own.items()},
             {name: {s: (cell["low"], cell["high"]) for s, cell in cells.items()} for name, cells in own.items()},
+            colours,
         )
         if own
         else None,
-        losses=loss_chart(models),
+        losses=loss_chart(models, colours),
         gallery=_gallery([artifact for artifact in inputs if artifact.type == "samples"]),
         captioned=_captioned(models, config.captions_shown),
         lineage=ancestors(inputs),
@@ -73,18 +76,18 @@ def render_page(config: ReportStageConfig, inputs: Sequence[Artifact], summary: 
 
 
 def _gallery(samples: list[Artifact]) -> list[dict[str, Any]]:
-    """One entry per prompt and index: what was asked, and each model's picture."""
-    rows: dict[tuple[str, int], dict[str, Any]] = {}
+    """One entry per prompt and noise: what was asked, and each model's picture with what it was told."""
+    rows: dict[tuple[str, int, int], list[dict[str, Any]]] = {}
     for artifact in samples:
         for entry in artifact.read_json("samples.json")["samples"]:
-            row = rows.setdefault(
-                (artifact.name, entry["index"]),
-                {"prompt": entry["prompt"], "rewritten": entry["rewritten_prompt"], "pictures": []},
+            rows.setdefault((entry["prompt"], entry["seed"], entry["index"]), []).append(
+                {
+                    "model": entry["model"],
+                    "told": entry["rewritten_prompt"],
+                    "url": data_url(artifact.read_bytes(entry["path"]), "image/png"),
+                }
             )
-            row["pictures"].append(
-                {"model": entry["model"], "url": data_url(artifact.read_bytes(entry["path"]), "image/png")}
-            )
-    return list(rows.values())
+    return [{"prompt": prompt, "pictures": pictures} for (prompt, *_), pictures in rows.items()]
 
 
 def _captioned(models: list[Artifact], count: int) -> list[dict[str, Any]]:
@@ -101,15 +104,16 @@ def _captioned(models: list[Artifact], count: int) -> list[dict[str, Any]]:
     if images is None:
         return []
     reader = ShardReader(images)
-    chosen = [key for key in order if reader.has(key)][:count]
-    shown = [
-        {
-            "url": data_url(_thumbnail(reader.by_key(key).data), "image/png"),
-            "name": reader.by_key(key).name,
-            "texts": {layer: texts.get(key, "") for layer, texts in layers.items()},
-        }
-        for key in chosen
-    ]
+    shown: list[dict[str, Any]] = []
+    for row in (reader.by_key(key) for key in order if reader.has(key)):
+        if len(shown) == count:
+            break
+        try:
+            picture = _thumbnail(row.data)
+        except ImageError:
+            continue  # training left it out as well
+        texts = {layer: known.get(row.key, "") for layer, known in layers.items()}
+        shown.append({"url": data_url(picture, "image/png"), "name": row.name, "texts": texts})
     reader.close()
     return shown
 

@@ -83,7 +83,9 @@ def _headline(arms: dict[str, dict[str, Any]]) -> str:
     measured = {name: arm for name, arm in arms.items() if arm["accuracy"].get(arm["own_style"])}
     if not measured:
         steps = ", ".join(f"{name} after {arm['steps']:,} steps" for name, arm in arms.items())
-        return f"Trained {steps or 'nothing'}; not measured."
+        scored = any(arm["accuracy"] for arm in arms.values())
+        how = "measured, but not in the style of the captions" if scored else "not measured"
+        return f"Trained {steps or 'nothing'}; {how}."
     skills = []
     for skill, words in HEADLINE_SKILLS.items():
         parts = []
@@ -97,4 +99,5 @@ def _headline(arms: dict[str, dict[str, Any]]) -> str:
     flops = [arm["training_flops"] for arm in measured.values()]
     equal = "equal training FLOPs" if max(flops) <= 1.01 * min(flops) else "UNEQUAL training FLOPs"
     what = f"unseen compositions, own prompt style, {equal}, Wilson 95 % over prompts, one training seed"
-    return f"{'; '.join(skills)} ({what})"
+    told = "; ".join(skills) or f"neither {' nor '.join(HEADLINE_SKILLS.values())} measured"
+    return f"{told} ({what})"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -29,15 +30,24 @@ class ImageFolder:
         for path in self._paths():
             url = urls.join(self.url, path)
             yield ImageRecord(
-                name=path, read=partial(urls.read_bytes, url), licence=self.config.licence, source_url=url
+                name=_as_text(path),
+                read=partial(urls.read_bytes, url),
+                licence=self.config.licence,
+                source_url=_as_text(url),
             )
 
     def fingerprint(self) -> str:
         """Hash of the paths, sizes and times of the files."""
         digest = hashlib.sha256()
         for path in self._paths():
-            digest.update(f"{path}\0{urls.version(urls.join(self.url, path))}\n".encode())
+            digest.update(os.fsencode(f"{path}\0{self._version(path)}\n"))
         return digest.hexdigest()
+
+    def _version(self, path: str) -> str:
+        try:
+            return urls.version(urls.join(self.url, path))
+        except StorageError:
+            return ""  # a dangling link, say: it is reported when it is read
 
     def _paths(self) -> list[str]:
         endings = tuple(f".{ending.lower().lstrip('.')}" for ending in self.config.endings)
@@ -49,3 +59,8 @@ class ImageFolder:
         if not paths:
             raise StorageError(f"{self.url} holds no image (no file that ends in {', '.join(endings)})")
         return paths
+
+
+def _as_text(path: str) -> str:
+    """A path that can be written as UTF-8: file systems also hold names in other encodings."""
+    return os.fsencode(path).decode(errors="backslashreplace")

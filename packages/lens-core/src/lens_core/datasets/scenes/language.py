@@ -29,7 +29,7 @@ T = TypeVar("T")
 Style = Literal["alt-text", "brief", "dense"]
 STYLES: tuple[Style, ...] = ("alt-text", "brief", "dense")
 
-_NUMBERS = ("zero", "one", "two", "three", "four")
+_NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _ALT = ("colourful shapes", "an abstract picture", "geometric art", "simple shapes")
 
 
@@ -47,9 +47,9 @@ def parse_prompt(text: str) -> tuple[list[dict[str, str]], str | None, list[tupl
         objects in the order of mention (colour, shape, and size and quadrant where said), the background where said,
         and relations as (index, "left of", index).
     """
-    words = text.lower()
+    words = text.lower().replace("gray", "grey")
     objects: list[dict[str, str]] = []
-    mentions: list[tuple[int, int, int]] = []  # which object, and where in the text
+    mentions: list[tuple[list[int], int, int]] = []  # which objects, and where in the text
     for match in _OBJECT.finditer(words):
         said = {"colour": match["colour"], "shape": _SINGULAR[match["shape"]]}
         place = match["place"] or match["before"]
@@ -62,16 +62,16 @@ def parse_prompt(text: str) -> tuple[list[dict[str, str]], str | None, list[tupl
         ]
         if match["article"] == "the" and known:  # it speaks of an object again
             objects[known[0]] |= said
-            mentions.append((known[0], *match.span()))
+            mentions.append((known[:1], *match.span()))
             continue
-        for _ in range(_NUMBERS.index(match["number"]) if match["number"] else 1):
-            objects.append(dict(said))
-        mentions.append((len(objects) - 1, *match.span()))
+        first = len(objects)
+        objects += [dict(said) for _ in range(_count(match["number"], match["shape"]))]
+        mentions.append((list(range(first, len(objects))), *match.span()))
     relations = []
-    for (first, _, end), (second, start, _) in itertools.pairwise(mentions):
+    for (these, _, end), (those, start, _) in itertools.pairwise(mentions):
         found = _RELATION.fullmatch(words[end:start].strip())
-        if found and first != second:
-            relations.append((first, _RELATION_WORDS[found["relation"]], second))
+        if found:
+            relations += [(a, _RELATION_WORDS[found["relation"]], b) for a in these for b in those if a != b]
     background = _BACKGROUND.search(words)
     return objects, (background["plain"] or background["named"]) if background else None, relations
 
@@ -107,11 +107,20 @@ def _dense(scene: Scene, rng: random.Random) -> str:
     for item in objects:
         name = f"{item.size} {item.colour} {item.shape}"
         details.append(_one_of((f"a {name} in the {item.quadrant}.", f"{item.quadrant}: {name}."), rng))
-    # One relation, of two neighbours in the telling: the others follow from the places.
+    # Relations of neighbours in the telling: the others follow from the places. "The red circle" must mean one.
+    kinds = [(item.colour, item.shape) for item in objects]
     for a, b in itertools.pairwise(objects):
-        if (a.colour, a.shape) != (b.colour, b.shape):
+        if kinds.count((a.colour, a.shape)) == kinds.count((b.colour, b.shape)) == 1:
             details.append(f"the {a.colour} {a.shape} is {relation(a, b)} the {b.colour} {b.shape}.")
     return " ".join([opening, *details]) if rng.random() < 0.7 else " ".join([*details, opening])
+
+
+def _count(number: str | None, shape: str) -> int:
+    """How many objects a prompt asks for; a plural without a number means two."""
+    if number is None:
+        return 1 if shape in SHAPES else 2
+    count = _NUMBERS.index(number) if number in _NUMBERS else int(number[:4])
+    return min(count, len(QUADRANTS) + 1)  # however many they are, they are more than a scene holds
 
 
 def _one_of(options: Sequence[T], rng: random.Random) -> T:
@@ -144,7 +153,8 @@ _PLACES = [
 ]
 _OBJECT = re.compile(
     rf"(?:(?P<before>{_words(_PLACES)}):\s+)?"
-    rf"\b(?:(?P<article>a|an|the)\s+)?(?:(?P<number>one|two|three|four)\s+)?(?:(?P<size>{_words(list(_SIZE_WORDS))})\s+)?"
+    rf"\b(?:(?P<article>a|an|the)\s+)?(?:(?P<number>{_words(_NUMBERS)}|\d+)\s+)?"
+    rf"(?:(?P<size>{_words(list(_SIZE_WORDS))}),?\s+)?"
     rf"(?P<colour>{_words(list(COLOURS))})\s+(?P<shape>{_words(sorted(_SINGULAR, key=len, reverse=True))})\b"
     rf"(?:(?:\s+is)?,?\s+(?:in|at|on)\s+the\s+(?P<place>{_words(_PLACES)}))?"
 )
@@ -153,5 +163,5 @@ _BACKGROUND = re.compile(
     rf"|(?P<named>{_words(list(BACKGROUNDS))})\s+background"
 )
 _RELATION = re.compile(
-    rf"(?:is\s+)?(?:to\s+the\s+)?(?P<relation>{_words(sorted(_RELATION_WORDS, key=len, reverse=True))})"
+    rf"(?:(?:is|are)\s+)?(?:(?:to|on)\s+the\s+)?(?P<relation>{_words(sorted(_RELATION_WORDS, key=len, reverse=True))})"
 )

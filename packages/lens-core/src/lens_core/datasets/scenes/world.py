@@ -104,14 +104,20 @@ class Scene:
         """
         try:
             scene = cls(background=data["background"], objects=tuple(SceneObject(**item) for item in data["objects"]))
+            fine = scene.background in BACKGROUNDS and all(
+                item.colour in COLOURS
+                and item.shape in SHAPES
+                and item.size in SIZES
+                and item.quadrant in QUADRANTS
+                and max(abs(item.dx), abs(item.dy)) <= JITTER
+                for item in scene.objects
+            )
         except (KeyError, TypeError) as error:
             raise ValueError(f"not a scene: {error}") from error
-        fine = scene.background in BACKGROUNDS and all(
-            item.colour in COLOURS and item.shape in SHAPES and item.size in SIZES and item.quadrant in QUADRANTS
-            for item in scene.objects
-        )
         if not fine:
-            raise ValueError("not a scene: a colour, shape, size, quadrant or background of another world")
+            raise ValueError("not a scene: a colour, shape, size, place or background of another world")
+        if not 1 <= len(scene.objects) == len({item.quadrant for item in scene.objects}):
+            raise ValueError("not a scene: it has no object, or two in one place")
         return scene
 
 

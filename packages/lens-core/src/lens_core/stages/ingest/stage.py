@@ -34,25 +34,25 @@ def run(config: IngestStageConfig, context: StageContext) -> dict[str, Any]:
     dataset = context.registry.build("datasets", config.source, base=context.base, seed=context.seed)
     filters = [(item.type, context.registry.build("filters", item)) for item in config.filters]
     context.progress.start(len(dataset) if hasattr(dataset, "__len__") else None, "images")
-    writer = ShardWriter(context.output)
     keys: dict[str, str] = {}
     drops: list[dict[str, str]] = []
     seen = 0
-    for seen, record in enumerate(dataset, start=1):
-        row, step, reason = _examine(record, filters)
-        if row is not None and row.key in keys:
-            step, reason = "duplicate", f"it has the same bytes as {keys[row.key]}"
-        if row is None or reason:
-            drops.append({"name": record.name, "step": step, "reason": reason})
-            if len(drops) <= _SHOWN_DROPS:
-                context.progress.note(f"dropped {record.name}: {reason}")
-        else:
-            keys[row.key] = record.name
-            writer.add(row)
-        if seen % 64 == 0:
-            context.progress.update(seen, dropped=len(drops))
-            if context.should_stop():
-                raise KeyboardInterrupt
+    with ShardWriter(context.output) as writer:
+        for seen, record in enumerate(dataset, start=1):
+            row, step, reason = _examine(record, filters)
+            if row is not None and row.key in keys:
+                step, reason = "duplicate", f"it has the same bytes as {keys[row.key]}"
+            if row is None or reason:
+                drops.append({"name": record.name, "step": step, "reason": reason})
+                if len(drops) <= _SHOWN_DROPS:
+                    context.progress.note(f"dropped {record.name}: {reason}")
+            else:
+                keys[row.key] = record.name
+                writer.add(row)
+            if seen % 64 == 0:
+                context.progress.update(seen, dropped=len(drops))
+                if context.should_stop():
+                    raise KeyboardInterrupt
     if len(drops) > _SHOWN_DROPS:
         context.progress.note(f"dropped {len(drops) - _SHOWN_DROPS} more; all of them are in drops.jsonl")
     if not keys:
@@ -61,7 +61,6 @@ def run(config: IngestStageConfig, context: StageContext) -> dict[str, Any]:
         )
         raise LensError(f"{context.name}: the source {config.source.type!r} leaves nothing to work with: {what}")
     context.output.write_text("drops.jsonl", "".join(json.dumps(drop, ensure_ascii=False) + "\n" for drop in drops))
-    writer.close()
     return {"seen": seen, "images": len(keys), "dropped": len(drops), "dropped_by": Counter(d["step"] for d in drops)}
 
 

@@ -44,7 +44,8 @@ def run(config: TrainStageConfig, context: StageContext) -> dict[str, Any]:
     )
     if data.skipped:
         context.progress.note(
-            f"{data.skipped} of {data.skipped + len(data.keys)} images are left out: they have no caption"
+            f"{data.skipped} of {data.skipped + len(data.keys)} images are left out: "
+            "they have no caption, or cannot be decoded"
         )
     encoder_class = context.registry.spec("text_encoders", config.text_encoder.type).load_target()
     texts = [text for own in data.captions for text in own]
@@ -92,9 +93,10 @@ def run(config: TrainStageConfig, context: StageContext) -> dict[str, Any]:
             parents=[{"name": captions.name, "type": captions.type, "hash": captions.hash}],
             licence=config.licence,
         )
+    # Copied, not moved: a run killed before its manifest is written goes on from the state, which needs them whole.
+    shutil.copy(context.state_dir / METRICS, folder)
+    shutil.copytree(context.state_dir / TENSORBOARD, folder / TENSORBOARD)
     context.output.add_folder("", folder)
-    context.output.add_file(METRICS, context.state_dir / METRICS)
-    context.output.add_folder(TENSORBOARD, context.state_dir / TENSORBOARD)
     counters = asdict(trainer.counters)
     del counters["skipped_in_a_row"]
     return {

@@ -21,8 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lens_core.diffusion.attention import AttentionBackend, JointPlan, plan_joint, reference_attention
+from lens_core.diffusion.attention import AttentionBackend, AttentionPlan, plan_attention, reference_attention
 from lens_core.diffusion.flops import denoiser_flops
+from lens_core.diffusion.norms import RMSNorm
 from lens_core.diffusion.ragged import RaggedBatch, offsets_of
 from lens_core.diffusion.segments import Segments
 
@@ -99,7 +100,7 @@ class LensTransformer2DModel(nn.Module):
         self.attention: AttentionBackend = reference_attention
         text_layers = len(selected_layer_index)
         self.img_in = nn.Linear(in_channels, dim)
-        self.txt_norm = nn.ModuleList(nn.RMSNorm(enc_hidden_dim, eps=1e-5) for _ in range(text_layers))
+        self.txt_norm = nn.ModuleList(RMSNorm(enc_hidden_dim, eps=1e-5) for _ in range(text_layers))
         self.txt_in = nn.Linear(text_layers * enc_hidden_dim, dim)
         self.time_text_embed = TimestepEmbedding(dim)
         self.transformer_blocks = nn.ModuleList(
@@ -116,8 +117,8 @@ class LensTransformer2DModel(nn.Module):
         device = batch.image.device
         image_lengths, text_lengths = batch.image_lengths, batch.text_lengths
         image, text = Segments(image_lengths, device), Segments(text_lengths, device)
-        joint = plan_joint(image_lengths, text_lengths, device)
-        rope_MP = rope_table(batch.grids.tolist(), text_lengths, self.axes_dims_rope).to(device)
+        joint = plan_attention(image_lengths, text_lengths, device=device)
+        rope_MP = rope_table(batch.grids, batch.text_offsets, self.axes_dims_rope).to(device)
 
         img_ND = self.img_in(batch.image)
         txt_TD = self.txt_in(
@@ -131,8 +132,11 @@ class LensTransformer2DModel(nn.Module):
     def training_flops(
         self, image_lengths: Sequence[int], text_lengths: Sequence[int], *, text_gradient: bool
     ) -> float:
-        """Matmul FLOPs of one training step on segments of these lengths; see `lens_core.diffusion.flops`."""
-        return denoiser_flops(self.config, image_lengths, text_lengths, text_gradient=text_gradient)
+        """Matmul FLOPs of one training step on segments of these lengths; see `lens_core.diffusion.flops`.
+
+        `text_gradient` makes no difference: the features pass a trained norm before the first product.
+        """
+        return denoiser_flops(self.config, image_lengths, text_lengths)
 
     def init_weights(self, seed: int) -> None:
         """Set weights to train from scratch, the same for the same seed.
@@ -149,7 +153,7 @@ class LensTransformer2DModel(nn.Module):
                     nn.init.xavier_uniform_(module.weight, generator=generator)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.RMSNorm):
+            elif isinstance(module, RMSNorm):
                 nn.init.ones_(module.weight)
 
     def forward(
@@ -207,8 +211,8 @@ class Block(nn.Module):
         # Index 0 of these is a SiLU without parameters: the released keys are img_mod.1 and txt_mod.1.
         self.img_mod = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
         self.txt_mod = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
-        self.img_norm1, self.img_norm2 = nn.RMSNorm(dim, eps=1e-6), nn.RMSNorm(dim, eps=1e-6)
-        self.txt_norm1, self.txt_norm2 = nn.RMSNorm(dim, eps=1e-6), nn.RMSNorm(dim, eps=1e-6)
+        self.img_norm1, self.img_norm2 = RMSNorm(dim, eps=1e-6), RMSNorm(dim, eps=1e-6)
+        self.txt_norm1, self.txt_norm2 = RMSNorm(dim, eps=1e-6), RMSNorm(dim, eps=1e-6)
         self.img_mlp = GatedMLP(dim)
         self.txt_mlp = GatedMLP(dim)
 
@@ -220,24 +224,26 @@ class Block(nn.Module):
         rope_MP: Tensor,
         text: Segments,
         image: Segments,
-        joint: JointPlan,
+        joint: AttentionPlan,
         attention: AttentionBackend,
     ) -> tuple[Tensor, Tensor]:
         shift1, scale1, gate1, shift2, scale2, gate2 = self.img_mod(temb_GD).chunk(6, dim=-1)
         t_shift1, t_scale1, t_gate1, t_shift2, t_scale2, t_gate2 = self.txt_mod(temb_GD).chunk(6, dim=-1)
         img_attn_ND, txt_attn_TD = self.attn(
-            image.modulate(self.img_norm1(img_ND), shift1, scale1),
-            text.modulate(self.txt_norm1(txt_TD), t_shift1, t_scale1),
+            image.modulate(self.img_norm1(img_ND), shift1, scale1 + 1),
+            text.modulate(self.txt_norm1(txt_TD), t_shift1, t_scale1 + 1),
             rope_MP,
             joint,
             attention,
             text_out=not self.is_last,
         )
         img_ND = image.add_gated(img_ND, gate1, img_attn_ND)
-        img_ND = image.add_gated(img_ND, gate2, self.img_mlp(image.modulate(self.img_norm2(img_ND), shift2, scale2)))
+        img_ND = image.add_gated(
+            img_ND, gate2, self.img_mlp(image.modulate(self.img_norm2(img_ND), shift2, scale2 + 1))
+        )
         if txt_attn_TD is not None:
             txt_TD = text.add_gated(txt_TD, t_gate1, txt_attn_TD)
-            update_TD = self.txt_mlp(text.modulate(self.txt_norm2(txt_TD), t_shift2, t_scale2))
+            update_TD = self.txt_mlp(text.modulate(self.txt_norm2(txt_TD), t_shift2, t_scale2 + 1))
             txt_TD = text.add_gated(txt_TD, t_gate2, update_TD)
         return txt_TD, img_ND
 
@@ -248,8 +254,8 @@ class JointAttention(nn.Module):
     def __init__(self, dim: int, heads: int, head_dim: int):
         super().__init__()
         self.heads = heads
-        self.norm_q, self.norm_k = nn.RMSNorm(head_dim, eps=1e-6), nn.RMSNorm(head_dim, eps=1e-6)
-        self.norm_added_q, self.norm_added_k = nn.RMSNorm(head_dim, eps=1e-6), nn.RMSNorm(head_dim, eps=1e-6)
+        self.norm_q, self.norm_k = RMSNorm(head_dim, eps=1e-6), RMSNorm(head_dim, eps=1e-6)
+        self.norm_added_q, self.norm_added_k = RMSNorm(head_dim, eps=1e-6), RMSNorm(head_dim, eps=1e-6)
         # Rows: all of q, then k, then v; each head after head.
         self.img_qkv = nn.Linear(dim, 3 * dim)
         self.txt_qkv = nn.Linear(dim, 3 * dim)
@@ -261,7 +267,7 @@ class JointAttention(nn.Module):
         img_ND: Tensor,
         txt_TD: Tensor,
         rope_MP: Tensor,
-        joint: JointPlan,
+        joint: AttentionPlan,
         attention: AttentionBackend,
         *,
         text_out: bool,
@@ -269,13 +275,11 @@ class JointAttention(nn.Module):
         # [N, 3·A·P] -> 3 × [N, A, P]
         q_img, k_img, v_img = self.img_qkv(img_ND).unflatten(-1, (3, self.heads, -1)).unbind(1)
         q_txt, k_txt, v_txt = self.txt_qkv(txt_TD).unflatten(-1, (3, self.heads, -1)).unbind(1)
-        q_MAP = torch.cat([self.norm_q(q_img), self.norm_added_q(q_txt)])[joint.gather]
-        k_MAP = torch.cat([self.norm_k(k_img), self.norm_added_k(k_txt)])[joint.gather]
-        v_MAP = torch.cat([v_img, v_txt])[joint.gather]
-        out_MAP = attention(rotate(q_MAP, rope_MP), rotate(k_MAP, rope_MP), v_MAP, joint.attention)
-        out_MD = out_MAP.flatten(-2)
-        img_ND = self.to_out[0](out_MD[joint.image])
-        return img_ND, self.to_add_out(out_MD[joint.text]) if text_out else None
+        q_MAP = rotate(torch.cat([self.norm_q(q_img), self.norm_added_q(q_txt)]), rope_MP)
+        k_MAP = rotate(torch.cat([self.norm_k(k_img), self.norm_added_k(k_txt)]), rope_MP)
+        out_MD = attention(q_MAP, k_MAP, torch.cat([v_img, v_txt]), joint).flatten(-2)
+        img_ND, txt_TD = out_MD.split([len(img_ND), len(txt_TD)])
+        return self.to_out[0](img_ND), self.to_add_out(txt_TD) if text_out else None
 
 
 class GatedMLP(nn.Module):
@@ -315,7 +319,7 @@ class OutputNorm(nn.Module):
 
     def forward(self, x_ND: Tensor, temb_GD: Tensor, image: Segments) -> Tensor:
         scale_GD, shift_GD = self.linear(F.silu(temb_GD)).chunk(2, dim=-1)
-        return image.modulate(F.layer_norm(x_ND, x_ND.shape[-1:], eps=1e-6), shift_GD, scale_GD)
+        return image.modulate(F.layer_norm(x_ND, x_ND.shape[-1:], eps=1e-6), shift_GD, scale_GD + 1)
 
 
 def timestep_embedding(timestep_G: Tensor) -> Tensor:
@@ -328,20 +332,28 @@ def timestep_embedding(timestep_G: Tensor) -> Tensor:
     return torch.cat([angle_GK.cos(), angle_GK.sin()], dim=-1)
 
 
-def rope_table(grids: Sequence[Sequence[int]], text_lengths: Sequence[int], axes: Sequence[int]) -> Tensor:
-    """Rotary positions of the joint buffer: complex64 [M, 1, P/2], each segment's image tokens before its text.
+def rope_table(grids: Tensor, text_offsets: Tensor, axes: Sequence[int]) -> Tensor:
+    """Rotary positions of the joint buffer, all image tokens and then all text tokens: complex64 [M, 1, P/2].
 
     Height and width are centred (n rows have positions -(n - n//2) … n//2 - 1), the frame is 0. Text starts just
     beyond the image's positive corner, at max(h//2, w//2), and runs upward with the same index on all three axes.
+
+    Args:
+        grids: [G, 2], height and width of each segment in tokens.
+        text_offsets: int32 [G+1].
+        axes: channels for frame, height, width.
     """
-    rows = []
-    for (height, width), length in zip(grids, text_lengths, strict=True):
-        h = torch.arange(height) - (height - height // 2)
-        w = torch.arange(width) - (width - width // 2)
-        grid = torch.stack([torch.zeros(height * width), h.repeat_interleave(width), w.repeat(height)], dim=-1)
-        start = max(height // 2, width // 2)
-        rows += [grid, (start + torch.arange(length))[:, None].expand(-1, 3)]
-    position_M3 = torch.cat(rows).float()
+    grids, offsets = grids.long(), text_offsets.long()
+    area_G = grids.prod(-1)
+    inside_N = torch.arange(int(area_G.sum())) - torch.repeat_interleave(area_G.cumsum(0) - area_G, area_G)
+    height_N, width_N = torch.repeat_interleave(grids, area_G, dim=0).unbind(-1)
+    row_N = inside_N // width_N - (height_N - height_N // 2)
+    column_N = inside_N % width_N - (width_N - width_N // 2)
+    # Text token number i of all stands at (start of its segment's text) + (i - where that text begins).
+    start_G = (grids // 2).amax(-1) - offsets[:-1]
+    text_T = torch.arange(int(offsets[-1])) + torch.repeat_interleave(start_G, offsets.diff())
+    image_N3 = torch.stack([torch.zeros_like(row_N), row_N, column_N], dim=-1)
+    position_M3 = torch.cat([image_N3, text_T[:, None].expand(-1, 3)]).float()
     angles = [
         position_M3[:, axis, None] * (1.0 / ROPE_THETA ** (torch.arange(0, size, 2, dtype=torch.float32) / size))
         for axis, size in enumerate(axes)

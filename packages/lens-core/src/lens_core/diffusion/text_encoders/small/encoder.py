@@ -16,6 +16,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 
 from lens_core.diffusion.attention import AttentionPlan, plan_attention, reference_attention
+from lens_core.diffusion.norms import RMSNorm
+from lens_core.errors import ArtifactError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -70,7 +72,7 @@ class SmallTextEncoder(nn.Module):
             offsets: int32 [G+1], where each prompt begins.
         """
         lengths = offsets.diff().tolist()
-        plan = plan_attention(lengths, ids_T.device)
+        plan = plan_attention(lengths, device=ids_T.device)
         position_T = torch.cat([torch.arange(length) for length in lengths]).to(ids_T.device)
         x_TE = self.embedding(ids_T) + self.position(position_T)
         for layer in self.layers:
@@ -90,8 +92,17 @@ class SmallTextEncoder(nn.Module):
 
     @classmethod
     def from_files(cls, config: SmallTextEncoderConfig, files: dict[str, str]) -> SmallTextEncoder:
-        """The encoder of a model folder, before its weights are loaded."""
-        return cls(config, tokenizer=files["tokenizer.json"])
+        """The encoder of a model folder, before its weights are loaded.
+
+        Raises:
+            ArtifactError: the tokenizer is absent or damaged.
+        """
+        text = files["tokenizer.json"]
+        try:
+            Tokenizer.from_str(text)
+        except Exception as error:  # tokenizers raises nothing more precise
+            raise ArtifactError(f"text_encoder/tokenizer.json is damaged: {error}") from error
+        return cls(config, tokenizer=text)
 
 
 class Layer(nn.Module):
@@ -100,7 +111,7 @@ class Layer(nn.Module):
     def __init__(self, width: int, heads: int):
         super().__init__()
         self.heads = heads
-        self.norm1, self.norm2 = nn.RMSNorm(width, eps=1e-6), nn.RMSNorm(width, eps=1e-6)
+        self.norm1, self.norm2 = RMSNorm(width, eps=1e-6), RMSNorm(width, eps=1e-6)
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
         self.w1 = nn.Linear(width, self.hidden(width), bias=False)

@@ -1,0 +1,226 @@
+"""The model folder: what was saved draws the same, and what is damaged is refused in one line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from lens_core.diffusion import Request, generate, load_model_folder
+from lens_core.errors import ArtifactError
+
+DENOISER = "transformer/diffusion_pytorch_model.safetensors"
+ENCODER = "text_encoder/model.safetensors"
+REQUESTS = [
+    Request(prompt="a red circle", height=16, width=16, seed=7),
+    Request(prompt="two blue squares", height=8, width=24, seed=7, index=1, negative="grey"),
+]
+
+
+@pytest.fixture
+def folder(saved_model, tmp_path):
+    """A copy of a saved model that a test may damage."""
+    shutil.copytree(saved_model[1], tmp_path / "model")
+    return tmp_path / "model"
+
+
+def refused(folder, registry):
+    """The one line with which a folder is refused."""
+    with pytest.raises(ArtifactError) as caught:
+        load_model_folder(str(folder), registry=registry)
+    message = str(caught.value)
+    assert message.splitlines() == [message]
+    return message
+
+
+def change(folder, **fields):
+    """Set fields of lens.json, or leave them out."""
+    lens = json.loads((folder / "lens.json").read_text()) | fields
+    kept = {key: value for key, value in lens.items() if value is not ...}
+    (folder / "lens.json").write_text(json.dumps(kept))
+
+
+def change_weights(folder, part, edit):
+    weights = load_file(folder / part)
+    edit(weights)
+    save_file(weights, folder / part)
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_round_trip_draws_the_same(saved_model, lens_registry, scheme):
+    model, path = saved_model
+    loaded = load_model_folder(f"{scheme}{path}", registry=lens_registry)
+    for drawn, again in zip(generate(model, REQUESTS), generate(loaded, REQUESTS), strict=True):
+        assert np.array_equal(drawn, again)
+        assert drawn.std() > 1  # not a picture of nothing
+
+
+def test_object_store_too(saved_model, lens_registry, tmp_path):
+    import fsspec
+
+    model, path = saved_model
+    store = fsspec.filesystem("memory")
+    store.put(f"{path}/", "/models/tiny/", recursive=True)
+    loaded = load_model_folder("memory://models/tiny", registry=lens_registry)
+    store.rm("/models", recursive=True)
+    assert np.array_equal(generate(loaded, REQUESTS[:1])[0], generate(model, REQUESTS[:1])[0])
+
+
+def test_settings_come_back(saved_model, lens_registry):
+    model, path = saved_model
+    loaded = load_model_folder(str(path), registry=lens_registry)
+    for field in ("sampler", "prediction", "image_size", "guidance", "guidance_rescale"):
+        assert getattr(loaded, field) == getattr(model, field), field
+    assert not loaded.transformer.training
+    assert not loaded.text_encoder.training
+    assert loaded.device == torch.device("cpu")
+
+
+def test_layout(saved_model):
+    files = sorted(str(file.relative_to(saved_model[1])) for file in saved_model[1].rglob("*") if file.is_file())
+    assert files == [
+        "lens.json",
+        "model_index.json",
+        "scheduler/scheduler_config.json",
+        "text_encoder/config.json",
+        ENCODER,
+        "text_encoder/tokenizer.json",
+        "transformer/config.json",
+        DENOISER,
+        "vae/config.json",
+    ]
+
+
+def test_config_of_the_denoiser_is_that_of_the_release(saved_model, golden_config):
+    config = json.loads((saved_model[1] / "transformer" / "config.json").read_text())
+    assert config.keys() == golden_config.keys() | {"_class_name"}
+
+
+def test_no_lens_json(folder, lens_registry):
+    (folder / "lens.json").unlink()
+    assert "is no model folder (it has no lens.json)" in refused(folder, lens_registry)
+
+
+def test_no_folder(tmp_path, lens_registry):
+    assert "is no model folder" in refused(tmp_path / "nowhere", lens_registry)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (b"{", "not valid JSON"),
+        (b"", "not valid JSON"),
+        (b"\xff\xfe\x00", "not valid JSON"),
+        (b"[]", "not a JSON object"),
+        (b"null", "not a JSON object"),
+    ],
+)
+def test_lens_json_that_is_none(folder, lens_registry, text, words):
+    (folder / "lens.json").write_bytes(text)
+    message = refused(folder, lens_registry)
+    assert f"{folder}/lens.json" in message
+    assert words in message
+
+
+@pytest.mark.parametrize("version", [2, 0, "1", None, ...])
+def test_other_formats(folder, lens_registry, version):
+    change(folder, format_version=version)
+    told = None if version is ... else version
+    assert refused(folder, lens_registry).endswith(f"lens.json has format version {told}; this Lens reads version 1")
+
+
+@pytest.mark.parametrize(
+    "field", ["model", "autoencoder", "text_encoder", "sampler", "prediction", "image_size", "guidance"]
+)
+@pytest.mark.parametrize("value", [..., None, 3, "x", {"no": 1}, [], [0, 16]], ids=str)
+def test_field_that_is_missing_or_wrong(folder, lens_registry, field, value):
+    change(folder, **{field: value})
+    assert f"{folder}/lens.json: {field}" in refused(folder, lens_registry)
+
+
+def test_unknown_component(folder, lens_registry):
+    change(folder, model={"type": "lenz"})
+    words = f"{folder}/lens.json: model: there is no model 'lenz' (did you mean 'lens'?)"
+    assert words in refused(folder, lens_registry)
+
+
+def test_wrong_option(folder, lens_registry):
+    change(folder, model={"type": "lens", "preset": "nano", "layers": 2})
+    words = f"{folder}/lens.json: model.layers: unknown option (did you mean 'num_layers'?)"
+    assert words in refused(folder, lens_registry)
+
+
+@pytest.mark.parametrize("part", [DENOISER, ENCODER])
+def test_missing_weights(folder, lens_registry, part):
+    (folder / part).unlink()
+    assert f"{folder}/{part} cannot be read" in refused(folder, lens_registry)
+
+
+@pytest.mark.parametrize("part", [DENOISER, ENCODER])
+@pytest.mark.parametrize("kept", [0, 5, 100, -1])
+def test_truncated_weights(folder, lens_registry, part, kept):
+    data = (folder / part).read_bytes()
+    (folder / part).write_bytes(data[:kept])
+    assert f"{folder}/{part} is damaged or truncated" in refused(folder, lens_registry)
+
+
+@pytest.mark.parametrize(("part", "key"), [(DENOISER, "img_in.weight"), (ENCODER, "position.weight")])
+def test_missing_tensor(folder, lens_registry, part, key):
+    change_weights(folder, part, lambda weights: weights.pop(key))
+    assert f"{folder}/{part} does not fit its config: '{key}' is missing" in refused(folder, lens_registry)
+
+
+@pytest.mark.parametrize("part", [DENOISER, ENCODER])
+def test_extra_tensor(folder, lens_registry, part):
+    change_weights(folder, part, lambda weights: weights.update(lora=torch.zeros(1)))
+    assert f"{folder}/{part} does not fit its config: 'lora' is unknown" in refused(folder, lens_registry)
+
+
+def test_wrong_shape(folder, lens_registry):
+    change_weights(folder, DENOISER, lambda weights: weights.update({"img_in.bias": torch.zeros(7)}))
+    assert "'img_in.bias' has shape (7,), not (32,)" in refused(folder, lens_registry)
+
+
+def test_many_wrong_tensors_are_counted(folder, lens_registry):
+    change_weights(folder, DENOISER, lambda weights: (weights.pop("img_in.bias"), weights.pop("img_in.weight")))
+    assert refused(folder, lens_registry).endswith("'img_in.bias' is missing (and 1 more)")
+
+
+def test_half_precision_weights_load(folder, lens_registry):
+    change_weights(folder, DENOISER, lambda weights: weights.update({k: v.half() for k, v in weights.items()}))
+    loaded = load_model_folder(str(folder), registry=lens_registry)
+    assert {parameter.dtype for parameter in loaded.transformer.parameters()} == {torch.float32}
+
+
+def test_missing_tokenizer(folder, lens_registry):
+    (folder / "text_encoder" / "tokenizer.json").unlink()
+    assert f"{folder}/text_encoder/tokenizer.json" in refused(folder, lens_registry)
+
+
+def test_what_else_lies_there_is_ignored(folder, saved_model, lens_registry):
+    change(folder, invented_later={"a": 1})
+    for name in ("manifest.json", "transformer/readme.md", "text_encoder/vocab.bin"):
+        (folder / name).write_bytes(b"\xff\x00 not text")
+    (folder / "text_encoder" / "onnx").mkdir()
+    (folder / "tb").mkdir()
+    loaded = load_model_folder(str(folder), registry=lens_registry)
+    assert np.array_equal(generate(loaded, REQUESTS[:1])[0], generate(saved_model[0], REQUESTS[:1])[0])
+
+
+@pytest.mark.parametrize("part", [DENOISER, ENCODER])
+def test_pickles_are_never_read(folder, lens_registry, part):
+    """Neither one that takes the place of the weights, nor one that lies beside them under an old name."""
+    harm = folder / "harm"
+    bomb = f"cos\nmkdir\n(V{harm}\ntR.".encode()
+    for name in ("diffusion_pytorch_model.bin", "pytorch_model.bin", "model.pt"):
+        (folder / part).with_name(name).write_bytes(bomb)
+    load_model_folder(str(folder), registry=lens_registry)
+    (folder / part).write_bytes(bomb)
+    assert "is damaged or truncated" in refused(folder, lens_registry)
+    (folder / part).unlink()
+    assert "cannot be read" in refused(folder, lens_registry)
+    assert not harm.exists()

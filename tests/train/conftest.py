@@ -1,0 +1,182 @@
+"""Real artefacts, a handful of scenes, and a trainer small enough to run in a moment."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+import torch
+
+from lens_core.config.base import config_hash
+from lens_core.pipeline.progress import Progress
+from lens_core.storage.artifacts import MANIFEST, OutputFolder, load_artifact, manifest_hash
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread():
+    """Tiny tensors gain nothing from more threads, and others use the machine too."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def progress():
+    """Progress that nobody watches; what it says is in `progress.said`."""
+    said = io.StringIO()
+    quiet = Progress(stream=said, live=False)
+    quiet.said = said
+    return quiet
+
+
+def publisher(folder):
+    """A function that writes artefacts into a folder, as the runner would."""
+
+    def write(type_, name, fill, *, parents=(), config=None, stats=None):
+        output = OutputFolder(str(folder / name), folder / "scratch")
+        fill(output)
+        files = sorted(output.files.values(), key=lambda entry: entry.path)
+        config = {"type": "made-by-a-test", "name": name, **(config or {})}
+        parents = list(parents)
+        output.write_json(
+            MANIFEST,
+            {
+                "format_version": 1,
+                "type": type_,
+                "name": name,
+                "hash": manifest_hash(type_, files, config_hash(config), [parent.hash for parent in parents]),
+                "seconds": 1.5,
+                "seed": 0,
+                "config": config,
+                "parents": [
+                    {"name": made.name, "type": made.type, "hash": made.hash, "url": made.url} for made in parents
+                ],
+                "stats": stats or {},
+                "files": [vars(entry) for entry in files],
+            },
+        )
+        return load_artifact(output.url)
+
+    return write
+
+
+@pytest.fixture
+def publish(tmp_path):
+    """Write an artefact: `publish("captions", "dense", fill, parents=[images])`, where `fill(output)` writes files."""
+    return publisher(tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def publish_for_all(tmp_path_factory):
+    """Like `publish`, for artefacts that the tests of a module share."""
+    return publisher(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="session")
+def run_stage(tmp_path_factory):
+    """Run one stage outside a pipeline: `run_stage(registry, config, inputs)` gives its output folder and stats."""
+    from lens_core.pipeline.context import StageContext
+
+    def run(registry, config, inputs, progress=None):
+        folder = tmp_path_factory.mktemp(config.name)
+        (folder / "state").mkdir()
+        output = OutputFolder(str(folder / config.name), folder / "scratch")
+        context = StageContext(
+            name=config.name,
+            inputs=tuple(inputs),
+            output=output,
+            state_dir=folder / "state",
+            run_url=str(folder),
+            base=str(folder),
+            seed=3,
+            registry=registry,
+            progress=progress or Progress(stream=io.StringIO(), live=False),
+        )
+        stats = registry.spec("stages", config.type).load_target()(config, context)
+        return folder / config.name, stats
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def run_stages(lens_registry):
+    """Run a pipeline in this process: `run_stages(folder, [{...}, ...])` gives the artefacts by name."""
+
+    def run(folder, stages, seed=3):
+        import yaml
+
+        from lens_core.config.pipeline import load_pipeline
+        from lens_core.pipeline.runner import run_pipeline
+
+        file = folder / "pipeline.yaml"
+        file.write_text(yaml.safe_dump({"run": str(folder / "run"), "seed": seed, "stages": stages}))
+        pipeline = load_pipeline(str(file), lens_registry)
+        return run_pipeline(pipeline, lens_registry, progress=Progress(stream=io.StringIO(), live=False))
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def scenes(run_stages, tmp_path_factory):
+    """24 scenes with a layer of captions in each of two styles: artefacts `images`, `brief`, `dense`."""
+    styles = [
+        {"name": style, "type": "caption", "source": "images", "captioner": {"type": "scene-graph", "style": style}}
+        for style in ("brief", "dense")
+    ]
+    images = {"name": "images", "type": "ingest", "source": {"type": "scenes", "count": 24}}
+    return run_stages(tmp_path_factory.mktemp("scenes"), [images, *styles])
+
+
+@pytest.fixture(scope="session")
+def data(scenes):
+    """The scenes and their dense captions, as the trainer takes them."""
+    from lens_train.data.captioned import load_captioned
+
+    return load_captioned(scenes["dense"], layers=None, size=None, stride=8, seed=3, on_image=lambda done, total: None)
+
+
+@pytest.fixture
+def new_trainer(lens_registry, tmp_path, data):
+    """A fresh trainer of a one-block model; a trainer with the same `state` goes on where that one stopped."""
+    from lens_core.diffusion.text_encoders.small.encoder import SmallTextEncoder
+    from lens_train.loop.budget import Budget
+    from lens_train.loop.trainer import Trainer
+    from lens_train.objective.config import ObjectiveConfig
+    from lens_train.optim.config import OptimizerConfig
+
+    def make(*, state="state", images=data, encoder_class=SmallTextEncoder, budget=None, **options):
+        registry = lens_registry
+        autoencoder = registry.build("autoencoders", registry.parse("autoencoders", "pixels"))
+        texts = [text for own in images.captions for text in own]
+        encoder = encoder_class.fit(registry.parse("text_encoders", "small"), texts, seed=3)
+        config = registry.parse("models", {"type": "lens", "preset": "nano", "num_layers": 1})
+        transformer = registry.build(
+            "models", config, in_channels=autoencoder.channels, enc_hidden_dim=encoder.width, num_text_layers=1
+        )
+        transformer.init_weights(3)
+        folder = tmp_path / state
+        folder.mkdir(exist_ok=True)
+        settings = {
+            "objective": ObjectiveConfig(),
+            "optimizer": OptimizerConfig(),
+            "batch_size": 4,
+            "ema_decay": 0.9,
+            "bf16": False,
+            "seed": 3,
+            "save_every_s": 1e9,
+            "log_every": 1,
+            **options,
+        }
+        return Trainer(
+            transformer=transformer,
+            text_encoder=encoder,
+            autoencoder=autoencoder,
+            data=images,
+            budget=budget or Budget(steps=10),
+            device=torch.device("cpu"),
+            state_dir=folder,
+            **settings,
+        )
+
+    return make

@@ -1,0 +1,280 @@
+"""A run that is killed and started again is the run that was never killed, bit for bit."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from lens_core.errors import Stopped
+from lens_train.loop.budget import Budget
+from lens_train.loop.state import save_state
+from lens_train.loop.trainer import METRICS, STATE, TENSORBOARD
+
+STEPS = 40
+PIPELINE = """\
+run: {run}
+seed: 3
+stages:
+  - {{name: images, type: ingest, source: {{type: scenes, count: 24}}}}
+  - {{name: dense, type: caption, source: images, captioner: {{type: scene-graph, style: dense}}}}
+  - name: model
+    type: train
+    source: dense
+    model: {{type: lens, preset: nano, num_layers: 1}}
+    budget: {{steps: {steps}}}
+    batch_size: 4
+    threads: 1
+    save_every_s: 0.000001
+    log_every: 1
+"""
+CLOCKS = {"seconds", "images_per_s", "tokens_per_s"}
+
+
+def start(folder):
+    """`lens run` in a process of its own."""
+    (folder / "pipeline.yaml").write_text(PIPELINE.format(run="run", steps=STEPS))
+    return subprocess.Popen(
+        [Path(sys.executable).with_name("lens"), "run", "pipeline.yaml"],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(folder):
+    process = start(folder)
+    _, said = process.communicate(timeout=240)
+    assert process.returncode == 0, said[-3000:]
+    return said
+
+
+def steps_so_far(folder):
+    """The last step in the metrics of a stage that is under way."""
+    file = folder / "run" / ".state" / "model" / METRICS
+    lines = [line for line in file.read_text().splitlines(True) if line.endswith("\n")] if file.exists() else []
+    return json.loads(lines[-1])["step"] if lines else 0
+
+
+def wait_for_step(folder, process, step):
+    deadline = time.monotonic() + 120
+    while steps_so_far(folder) < step and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    assert process.poll() is None, "it ended before it could be stopped"
+
+
+def curves(file):
+    """The metrics without what a clock says."""
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name not in CLOCKS} for line in lines]
+
+
+def digests(folder):
+    return {
+        str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in sorted(folder.rglob("*.safetensors"))
+    }
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The model folder of a run that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    finish(folder)
+    return folder / "run" / "model"
+
+
+def assert_as_if_undisturbed(folder, undisturbed):
+    model = folder / "run" / "model"
+    assert [line["step"] for line in curves(model / METRICS)] == list(range(1, STEPS + 1))
+    assert curves(model / METRICS) == curves(undisturbed / METRICS)
+    assert len(digests(model)) == 2
+    assert digests(model) == digests(undisturbed)
+    assert not (folder / "run" / ".state" / "model").exists()
+
+
+def test_killed_at_random_moments(undisturbed, tmp_path):
+    rng = random.Random(7)
+    kills = []
+    for wanted in (4, 12, 22):
+        process = start(tmp_path)
+        wait_for_step(tmp_path, process, wanted)
+        time.sleep(rng.uniform(0, 0.2))
+        process.kill()
+        process.communicate()
+        if process.returncode == -signal.SIGKILL:
+            kills.append(steps_so_far(tmp_path))
+    assert len(kills) >= 2
+    assert all(0 < step < STEPS for step in kills)
+    said = finish(tmp_path)
+    assert "goes on from step" in said
+    assert_as_if_undisturbed(tmp_path, undisturbed)
+
+
+def test_a_signal_saves_and_the_next_run_goes_on(undisturbed, tmp_path):
+    process = start(tmp_path)
+    wait_for_step(tmp_path, process, 10)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 3
+    assert said.splitlines()[-1].startswith("lens: stopped at step ")
+    assert said.splitlines()[-1].endswith("the same command goes on from here")
+    assert not (tmp_path / "run" / "model" / "manifest.json").exists()
+    # As a kill in the midst of the next save and of the next line would leave it.
+    state = tmp_path / "run" / ".state" / "model"
+    whole = (state / STATE).read_bytes()
+    (state / STATE).with_suffix(".tmp").write_bytes(whole[: len(whole) // 2])
+    with (state / METRICS).open("a") as file:
+        file.write('{"step": 9999, "lo')
+    said = finish(tmp_path)
+    assert "goes on from step" in said
+    assert_as_if_undisturbed(tmp_path, undisturbed)
+
+
+def run_to_the_end(new_trainer, progress, state, **options):
+    trainer = new_trainer(state=state, **options)
+    trainer.run(progress)
+    return trainer
+
+
+def in_single_steps(new_trainer, progress, state, **options):
+    """A new trainer for every step, as if the run were stopped after each."""
+    for _ in range(10):
+        trainer = new_trainer(state=state, **options)
+        progress.stop_asked = True
+        with pytest.raises(Stopped):
+            trainer.run(progress)
+        progress.stop_asked = False
+    return run_to_the_end(new_trainer, progress, state, **options)
+
+
+def assert_same_run(first, second):
+    for a, b in zip([*first.parameters, *first.ema], [*second.parameters, *second.ema], strict=True):
+        assert torch.equal(a, b)
+    assert curves(first.state_dir / METRICS) == curves(second.state_dir / METRICS)
+
+
+@pytest.mark.parametrize("log_every", [1, 4])
+def test_stopped_after_every_step_it_is_the_same_run(new_trainer, progress, log_every):
+    """The last start finds the budget used up: the run was stopped after its last step, before the model was kept."""
+    through = run_to_the_end(new_trainer, progress, "through", log_every=log_every)
+    stopped = in_single_steps(new_trainer, progress, "stopped", log_every=log_every)
+    assert stopped.counters.step == 10
+    assert_same_run(through, stopped)
+
+
+def test_adamw_alone_is_resumed_as_well(new_trainer, progress):
+    from lens_train.optim.config import OptimizerConfig
+
+    options = {"optimizer": OptimizerConfig(type="adamw", weight_decay=0.1)}
+    through = run_to_the_end(new_trainer, progress, "through", **options)
+    assert_same_run(through, in_single_steps(new_trainer, progress, "stopped", **options))
+
+
+def test_time_spent_before_counts(new_trainer, progress):
+    stopped = in_single_steps(new_trainer, progress, "stopped")
+    lines = [json.loads(line) for line in (stopped.state_dir / METRICS).read_text().splitlines()]
+    seconds = [line["seconds"] for line in lines]
+    assert seconds == sorted(seconds)
+    assert seconds[-1] > seconds[0]
+
+
+def test_steps_after_the_last_save_are_made_again(new_trainer, progress):
+    through = run_to_the_end(new_trainer, progress, "through")
+    trainer = new_trainer(state="killed")
+    progress.stop_asked = True
+    with pytest.raises(Stopped):
+        trainer.run(progress)
+    progress.stop_asked = False
+    # Ten more lines, and no save after them: then the machine goes off.
+    run_to_the_end(new_trainer, progress, "killed")
+    assert_same_run(through, run_to_the_end(new_trainer, progress, "killed"))
+
+
+def test_curves_on_tensorboard_have_every_step_once(new_trainer, progress):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    stopped = in_single_steps(new_trainer, progress, "stopped")
+    board = EventAccumulator(str(stopped.state_dir / TENSORBOARD)).Reload()
+    assert [event.step for event in board.Scalars("loss")] == list(range(1, 11))
+
+
+def test_a_fresh_start_forgets_the_metrics_of_one_that_never_saved(new_trainer, progress):
+    first = run_to_the_end(new_trainer, progress, "state")  # it saves nothing: the interval is long
+    second = run_to_the_end(new_trainer, progress, "state")
+    assert not (first.state_dir / STATE).exists()
+    assert [line["step"] for line in curves(second.state_dir / METRICS)] == list(range(1, 11))
+
+
+def test_a_save_that_fails_leaves_the_old_state(new_trainer, progress):
+    trainer = new_trainer(budget=Budget(steps=2))
+    progress.stop_asked = True
+    with pytest.raises(Stopped):
+        trainer.run(progress)
+    old = (trainer.state_dir / STATE).read_bytes()
+    (trainer.state_dir / STATE).with_suffix(".tmp").mkdir()
+    with pytest.raises(Exception, match=r"(?i)directory"):
+        save_state(
+            trainer.state_dir / STATE,
+            modules=trainer.modules,
+            optimizers=trainer.optimizers.parts,
+            ema=trainer.ema,
+            counters={"step": 99},
+        )
+    assert (trainer.state_dir / STATE).read_bytes() == old
+
+
+def test_killed_between_the_model_and_its_manifest(scenes, lens_registry, tmp_path, progress):
+    """The stage is done but the runner did not get to say so: the next run empties the folder and asks again."""
+    from lens_core.pipeline.context import StageContext
+    from lens_core.storage.artifacts import OutputFolder
+    from lens_train.stages.train.stage import run
+
+    config = lens_registry.parse(
+        "stages",
+        {
+            "name": "model",
+            "type": "train",
+            "source": "dense",
+            "model": {"type": "lens", "preset": "nano", "num_layers": 1},
+            "budget": {"steps": 12},
+            "batch_size": 4,
+            "save_every_s": 1e-6,
+            "log_every": 6,
+        },
+    )
+    (tmp_path / "state").mkdir()
+    made = []
+    for folder in ("first", "second"):
+        (tmp_path / folder).mkdir()
+        output = OutputFolder(str(tmp_path / folder), tmp_path / "scratch")
+        run(
+            config,
+            StageContext(
+                name="model",
+                inputs=(scenes["dense"],),
+                output=output,
+                state_dir=tmp_path / "state",
+                run_url=str(tmp_path),
+                base=str(tmp_path),
+                seed=3,
+                registry=lens_registry,
+                progress=progress,
+            ),
+        )
+        made.append(tmp_path / folder)
+    first, second = made
+    assert [line["step"] for line in curves(first / METRICS)] == [1, 6, 12]
+    assert curves(second / METRICS) == curves(first / METRICS)
+    assert digests(second) == digests(first)
+    assert list((second / TENSORBOARD).iterdir())

@@ -1,0 +1,299 @@
+"""The training loop: it learns, counts, averages, survives a bad step, and repeats itself bit for bit."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from lens_core.diffusion.prediction import to_velocity
+from lens_core.diffusion.ragged import RaggedBatch, offsets_of
+from lens_core.diffusion.text_encoders.small.encoder import SmallTextEncoder
+from lens_core.errors import LensError, Stopped
+from lens_train.data.captioned import CaptionedImages
+from lens_train.loop.budget import Budget
+from lens_train.loop.trainer import METRICS, TENSORBOARD
+from lens_train.objective.config import ObjectiveConfig
+from lens_train.objective.flow import targets
+from lens_train.optim.build import learning_rate_factor
+from lens_train.optim.config import OptimizerConfig
+
+
+def metrics(trainer):
+    return [json.loads(line) for line in (trainer.state_dir / METRICS).read_text().splitlines()]
+
+
+def losses(trainer):
+    return [line["loss"] for line in metrics(trainer)]
+
+
+def weights(trainer):
+    return [parameter.detach().clone() for parameter in trainer.parameters]
+
+
+def same(first, second):
+    return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def one_step(trainer, progress):
+    """Make a single step, as a signal in its midst would."""
+    progress.stop_asked = True
+    with pytest.raises(Stopped):
+        trainer.run(progress)
+
+
+def first_eight(data):
+    return CaptionedImages(
+        pixels=data.pixels[:8], keys=data.keys[:8], captions=data.captions[:8], skipped=0, seed=data.seed
+    )
+
+
+def test_it_learns_eight_images_by_heart(new_trainer, data, progress):
+    trainer = new_trainer(
+        images=first_eight(data),
+        batch_size=8,
+        budget=Budget(steps=60),
+        optimizer=OptimizerConfig(warmup_steps=5),
+        objective=ObjectiveConfig(timestep_mean=1.0, timestep_std=0.7, caption_dropout=0),
+    )
+    trainer.run(progress)
+    seen = losses(trainer)
+    assert len(seen) == 60
+    assert np.mean(seen[-10:]) < 0.25 * np.mean(seen[:5])
+
+
+def test_the_first_loss_and_gradient_are_those_computed_by_hand(new_trainer, data, progress):
+    trainer, twin = new_trainer(), new_trainer(state="twin")
+    one_step(trainer, progress)
+    samples = twin.data.batch(0, 4)
+    pixels = torch.stack([torch.from_numpy(data.pixels[sample.number]) for sample in samples])
+    tokens = list(twin.autoencoder.encode(pixels.permute(0, 3, 1, 2) / 127.5 - 1))
+    goal = targets(twin.objective, tokens, samples, twin.seed)
+    ids = twin.text_encoder.tokenize(goal.captions)
+    text_offsets = offsets_of([len(one) for one in ids])
+    text = twin.text_encoder(torch.tensor([token for one in ids for token in one]), text_offsets)
+    output = twin.transformer.forward_ragged(
+        RaggedBatch(
+            image=goal.x_NC,
+            text=text,
+            image_offsets=offsets_of([16] * 4),
+            text_offsets=text_offsets,
+            grids=torch.tensor([[4, 4]] * 4),
+            timestep=goal.timestep_G,
+        )
+    )
+    velocity = to_velocity(twin.objective.prediction, output, goal.x_NC, goal.timestep_G.repeat_interleave(16)[:, None])
+    by_sample = (velocity - goal.velocity_NC).square().view(4, -1).mean(-1)
+    by_sample.mean().backward()
+    gradients = [p.grad for p in twin.parameters if p.grad is not None]
+    norm = torch.stack([grad.norm() for grad in gradients]).norm()
+    (line,) = metrics(trainer)
+    assert line["loss"] == pytest.approx(by_sample.mean().item(), rel=1e-4)
+    assert line["grad_norm"] == pytest.approx(norm.item(), rel=1e-4)
+    assert line["grad_norm"] > trainer.optimizer.clip  # so it was reported before clipping
+    quarters = {}
+    for loss, t in zip(by_sample.tolist(), goal.timestep_G.tolist(), strict=True):
+        quarters.setdefault(f"loss_t{int(4 * t) + 1}", []).append(loss)
+    told = {name: value for name, value in line.items() if name.startswith("loss_t")}
+    assert told == pytest.approx({name: np.mean(part) for name, part in quarters.items()}, rel=1e-4)
+
+
+def test_a_long_gradient_is_scaled_down_to_the_clip(new_trainer, progress):
+    usual, clipped = new_trainer(), new_trainer(state="clipped", optimizer=OptimizerConfig(clip=1e-12))
+    start = weights(usual)
+    for trainer in (usual, clipped):
+        one_step(trainer, progress)
+    assert metrics(clipped)[0]["grad_norm"] == metrics(usual)[0]["grad_norm"]
+
+    def moved(trainer):
+        return max((now - old).abs().max().item() for now, old in zip(weights(trainer), start, strict=True))
+
+    # A gradient far below both optimisers' epsilon hardly moves anything.
+    assert moved(clipped) < 1e-3 * moved(usual)
+
+
+def test_counters_are_sums_over_the_batches(new_trainer, progress):
+    trainer = new_trainer(objective=ObjectiveConfig(caption_dropout=0.4), budget=Budget(steps=7))
+    trainer.run(progress)
+    flops = text_tokens = 0
+    for step in range(7):
+        samples = trainer.data.batch(step, 4)
+        captions = targets(trainer.objective, [torch.zeros(16, 1)] * 4, samples, trainer.seed).captions
+        lengths = [len(ids) for ids in trainer.text_encoder.tokenize(captions)]
+        text_tokens += sum(lengths)
+        flops += trainer.transformer.training_flops([16] * 4, lengths, text_gradient=True)
+        flops += trainer.text_encoder.training_flops(lengths)
+    counters = trainer.counters
+    assert (counters.step, counters.images, counters.image_tokens) == (7, 28, 28 * 16)
+    assert counters.text_tokens == text_tokens
+    assert counters.flops == flops
+    assert counters.skipped == 0
+    last = metrics(trainer)[-1]
+    assert (last["flops"], last["images"], last["text_tokens"]) == (flops, 28, text_tokens)
+    assert last["images_per_s"] == pytest.approx(28 / counters.seconds)
+    assert last["tokens_per_s"] == pytest.approx((28 * 16 + text_tokens) / counters.seconds)
+
+
+def test_a_flops_budget_ends_nearest_to_it(new_trainer, progress):
+    trainer = new_trainer(budget=Budget(flops=1.5e9))
+    trainer.run(progress)
+    spent = [line["flops"] for line in metrics(trainer)]
+    largest = max(after - before for before, after in zip([0.0, *spent], spent, strict=False))
+    assert abs(trainer.counters.flops - 1.5e9) <= largest / 2
+    assert trainer.counters.step > 3
+
+
+def test_a_budget_of_minutes_stops_in_time(new_trainer, progress):
+    trainer = new_trainer(budget=Budget(minutes=0.02))
+    trainer.run(progress)
+    *_, before, last = metrics(trainer)
+    assert before["seconds"] <= 1.2 <= trainer.counters.seconds  # the last step was allowed, and was the last
+    # The rate falls by the same clock.
+    factor = learning_rate_factor(trainer.optimizer, before["step"], before["seconds"] / 1.2)
+    assert last["lr"] == pytest.approx(trainer.optimizer.lr * factor, abs=0.01 * trainer.optimizer.lr)
+
+
+def test_two_fresh_runs_are_bit_equal(new_trainer, progress):
+    first, second = new_trainer(), new_trainer(state="again")
+    for trainer in (first, second):
+        trainer.run(progress)
+    assert len(losses(first)) == 10
+    assert losses(first) == losses(second)
+    assert [line["grad_norm"] for line in metrics(first)] == [line["grad_norm"] for line in metrics(second)]
+    assert same(weights(first), weights(second))
+    assert same(first.ema, second.ema)
+
+
+def test_another_seed_is_another_run(new_trainer, progress):
+    first, second = new_trainer(budget=Budget(steps=2)), new_trainer(state="other", seed=4, budget=Budget(steps=2))
+    for trainer in (first, second):
+        trainer.run(progress)
+    assert losses(first) != losses(second)
+
+
+def test_the_average_follows_the_weights(new_trainer, progress):
+    trainer = new_trainer(ema_decay=0.3)
+    average = weights(trainer)
+    for step in range(6):
+        one_step(trainer, progress)
+        decay = min(0.3, (1 + step) / (10 + step))  # it starts small, so as not to remember the initial weights
+        average = [decay * old + (1 - decay) * now for old, now in zip(average, weights(trainer), strict=True)]
+    with trainer.averaged():
+        for parameter, expected in zip(trainer.parameters, average, strict=True):
+            torch.testing.assert_close(parameter.detach(), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_averaged_weights_are_lent_and_given_back(new_trainer, progress):
+    trainer = new_trainer(budget=Budget(steps=4), ema_decay=0.99)
+    trainer.run(progress)
+    before, average = weights(trainer), [tensor.clone() for tensor in trainer.ema]
+    assert not same(before, average)
+
+    def look_inside():
+        with trainer.averaged():
+            assert same(weights(trainer), average)
+            raise RuntimeError("in the middle")
+
+    with pytest.raises(RuntimeError, match="in the middle"):
+        look_inside()
+    assert same(weights(trainer), before)
+    assert same(trainer.ema, average)
+
+
+def test_without_averaging_the_model_is_the_last_one(new_trainer, progress):
+    trainer = new_trainer(budget=Budget(steps=3), ema_decay=0.0)
+    trainer.run(progress)
+    with trainer.averaged():
+        averaged = weights(trainer)
+    assert same(averaged, weights(trainer))
+
+
+class Hiccup(SmallTextEncoder):
+    """A text encoder whose features are not numbers at its third call, as a passing overflow makes them."""
+
+    calls = 0
+
+    def forward(self, ids_T, offsets):
+        self.calls += 1
+        return [layer * (float("nan") if self.calls == 3 else 1.0) for layer in super().forward(ids_T, offsets)]
+
+
+def test_a_step_that_is_not_finite_moves_nothing_and_is_counted(new_trainer, progress):
+    trainer = new_trainer(encoder_class=Hiccup)
+    for _ in range(2):
+        one_step(trainer, progress)
+    before, average = weights(trainer), [tensor.clone() for tensor in trainer.ema]
+    one_step(trainer, progress)
+    assert trainer.counters.skipped == 1
+    assert trainer.counters.step == 3
+    assert same(weights(trainer), before)
+    assert same(trainer.ema, average)
+    one_step(trainer, progress)
+    assert not same(weights(trainer), before)
+    assert (trainer.counters.step, trainer.counters.skipped, trainer.counters.skipped_in_a_row) == (4, 1, 0)
+    assert [line["skipped"] for line in metrics(trainer)] == [0, 0, 1, 1]
+    assert [loss is None for loss in losses(trainer)] == [False, False, True, False]
+    assert all(torch.isfinite(tensor).all() for tensor in trainer.ema)
+
+
+def test_a_budget_that_buys_no_step_is_told(new_trainer, progress):
+    with pytest.raises(LensError, match=r"budget\.flops: one step costs .*, so 10 buys none"):
+        new_trainer(budget=Budget(flops=10)).run(progress)
+
+
+def test_ten_such_steps_in_a_row_end_the_run(new_trainer, progress):
+    # A rate like this throws the weights out of float32 at once.
+    reckless = OptimizerConfig(type="adamw", lr=1e38, warmup_steps=0, decay_fraction=0)
+    trainer = new_trainer(optimizer=reckless, budget=Budget(steps=200))
+    with pytest.raises(LensError, match="not finite in 10 steps in a row") as caught:
+        trainer.run(progress)
+    assert "lower the learning rate" in str(caught.value)
+    assert trainer.counters.skipped >= 10
+    assert trainer.counters.step < 30
+
+
+def test_the_schedule_reaches_the_metrics(new_trainer, progress):
+    trainer = new_trainer(optimizer=OptimizerConfig(lr=0.01, warmup_steps=2, decay_fraction=0.5))
+    trainer.run(progress)
+    expected = [0.005, 0.01, 0.01, 0.01, 0.01, 0.01, 0.008, 0.006, 0.004, 0.002]
+    assert [line["lr"] for line in metrics(trainer)] == pytest.approx(expected)
+
+
+def test_bfloat16_is_close_and_keeps_float32_weights(new_trainer, progress):
+    exact, rough = new_trainer(budget=Budget(steps=3)), new_trainer(state="bf16", bf16=True, budget=Budget(steps=3))
+    for trainer in (exact, rough):
+        trainer.run(progress)
+    assert {parameter.dtype for parameter in rough.parameters} == {torch.float32}
+    assert losses(rough) == pytest.approx(losses(exact), rel=0.05)
+    assert losses(rough) != losses(exact)
+
+
+def test_lines_are_written_as_often_as_asked_and_at_the_end(new_trainer, progress):
+    trainer = new_trainer(log_every=4)
+    trainer.run(progress)
+    assert [line["step"] for line in metrics(trainer)] == [1, 4, 8, 10]
+
+
+def test_tensorboard_shows_what_the_metrics_say(new_trainer, progress):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    trainer = new_trainer()
+    trainer.run(progress)
+    board = EventAccumulator(str(trainer.state_dir / TENSORBOARD)).Reload()
+    lines = metrics(trainer)
+    names = {name for line in lines for name in line if name.startswith("loss")}
+    names |= {"grad_norm", "lr", "images_per_s", "tokens_per_s"}
+    assert set(board.Tags()["scalars"]) == names
+    for name in names:
+        shown = {event.step: event.value for event in board.Scalars(name)}
+        assert shown == pytest.approx({line["step"]: line[name] for line in lines if name in line}, rel=1e-6)
+
+
+def test_what_is_shown_while_it_runs(new_trainer, progress):
+    trainer = new_trainer(budget=Budget(steps=3))
+    trainer.run(progress)
+    assert "0/3 steps" in progress.said.getvalue()
+    assert Counter(line["skipped"] for line in metrics(trainer)) == {0: 3}
