@@ -156,7 +156,7 @@ def measure(trainer: Trainer, steps: int) -> dict[str, Any]:
         step_s.append(time.perf_counter() - started)
         with Products() as products:
             trainer.train_step(batch)
-        products_s.append(sum(count * _seconds(call) for call, count in products.calls.items()))
+        products_s.append(_seconds(products.calls))
         flops.append(sum(count * _flops(call) for call, count in products.calls.items()))
     large = torch.randn(2048, 2048), torch.randn(2048, 2048)
     peak = 2 * 2048**3 / _time(lambda: torch.mm(*large), 5)
@@ -172,14 +172,22 @@ def measure(trainer: Trainer, steps: int) -> dict[str, Any]:
     }
 
 
-def _seconds(call: Call) -> float:
-    """The best time of a product on random matrices of the recorded layout."""
-    name, layouts = call
-    matrices = []
-    for shape, strides, dtype in layouts:
-        matrix = torch.empty_strided(shape, strides, dtype=dtype)
-        matrices.append(matrix.copy_(torch.randn(shape)))
-    return _time(lambda: getattr(torch, name)(*matrices), 3)
+def _seconds(calls: Counter[Call]) -> float:
+    """The best time of all products in a row, on random matrices of the recorded layouts.
+
+    Every call has matrices of its own, as in the step: repeating one call would time it on warm caches.
+    """
+    jobs = []
+    for (name, layouts), count in calls.items():
+        for _ in range(count):
+            matrices = [torch.empty_strided(*layout[:2], dtype=layout[2]).normal_() for layout in layouts]
+            jobs.append((getattr(torch, name), matrices))
+
+    def run() -> None:
+        for product, matrices in jobs:
+            product(*matrices)
+
+    return _time(run, 3)
 
 
 def _time(run: Callable[[], Any], repeats: int) -> float:
