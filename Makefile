@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-PACKAGES := -e "packages/lens-core[diffusion,images,scenes]" -e "packages/lens-caption[openai]" \
+PACKAGES := -e "packages/lens-core[diffusion,images]" -e "packages/lens-caption[openai]" \
             -e packages/lens-train -e packages/lens-serve
 SOURCES := packages/*/pyproject.toml examples/lens-acme/pyproject.toml constraints.txt dev-requirements.txt
 

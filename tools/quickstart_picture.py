@@ -1,6 +1,6 @@
 """Draw docs/assets/quickstart.png from a finished run of the quickstart: its gallery, a row a model.
 
-    python tools/quickstart_picture.py runs/quickstart
+python tools/quickstart_picture.py runs/quickstart
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ def lens_datasets() -> Iterator[DatasetSpec]:
         summary="Procedural scenes of coloured shapes with exact scene graphs, in any number.",
         config="lens_core.datasets.scenes.config:ScenesConfig",
         target="lens_core.datasets.scenes.dataset:Scenes",
-        extra="lens-core[scenes]",
+        extra=_IMAGES,
     )
 
 

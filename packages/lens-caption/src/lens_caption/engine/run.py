@@ -25,7 +25,7 @@ def caption_all(
 ) -> dict[str, CaptionOutcome]:
     """Caption every image that the journal does not know yet.
 
-    Failures of transport are tried again by a later run; every other outcome is final.
+    Failures of transport are tried again when an unfinished stage goes on; every other outcome is final.
 
     Args:
         items: the images.

@@ -66,6 +66,7 @@ class Progress:
         self._done = 0.0
         self._metrics: dict[str, Any] = {}
         self._started = 0.0
+        self._counted_since: tuple[float, float] | None = None
         self._last_event = 0.0
         self._bar: RichProgress | None = None
         self._task: TaskID | None = None
@@ -97,7 +98,10 @@ class Progress:
     def start(self, total: float | None, unit: str) -> None:
         """Say how much there is to do (None: unknown) and in what unit."""
         with self._lock:
-            self._total, self._unit = total, unit
+            self._total, self._unit, self._done, self._metrics = total, unit, 0.0, {}
+            self._counted_since = None
+            if self._bar and self._task is not None:
+                self._bar.reset(self._task, total=total)
             self._draw()
         if not self._live:
             self._plain_line()
@@ -106,6 +110,8 @@ class Progress:
         """Say how much is done, and what else is worth watching (loss, images/s)."""
         with self._lock:
             self._done = done
+            # A run that goes on from a saved state begins in the middle.
+            self._counted_since = self._counted_since or (time.monotonic(), done)
             self._metrics.update(metrics)
             self._draw()
             now = time.monotonic()
@@ -154,8 +160,10 @@ class Progress:
     def _plain_line(self) -> None:
         elapsed = time.monotonic() - self._started
         left = ""
-        if self._total and 0 < self._done < self._total:
-            left = f", about {_clock(elapsed * (self._total - self._done) / self._done)} left"
+        if self._total and self._counted_since and self._counted_since[1] < self._done < self._total:
+            since, base = self._counted_since
+            pace = (time.monotonic() - since) / (self._done - base)
+            left = f", about {_clock(pace * (self._total - self._done))} left"
         percent = f" ({100 * self._done / self._total:.0f} %)" if self._total else ""
         metrics = f"  {self._metric_text()}" if self._metrics else ""
         print(
