@@ -248,6 +248,7 @@ def test_cut_anywhere_it_is_an_error_or_whole(name):
     [
         (b"", "it is empty"),
         (b"this is a letter, not a picture", "it is not an image"),
+        (encoded(UPRIGHT, "EPS"), "it is not an image"),
         (b"\x89PNG\r\n\x1a\n", "it is not an image"),
         (FILES["cmyk"][: len(FILES["cmyk"]) // 2], "it is truncated"),
         (FILES["progressive"][: len(FILES["progressive"]) // 2], "it is truncated"),

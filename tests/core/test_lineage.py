@@ -352,3 +352,29 @@ def test_the_command_shows_a_picture_whose_model_is_gone_as_json(lens, tmp_path,
     assert shown["receipt"]["prompt"] == RECEIPT["prompt"]
     assert shown["artifacts"] == []
     assert "is not where the receipt says" in shown["note"]
+
+
+def test_a_receipt_sends_nobody_to_a_server(picture, tmp_path):
+    """Who writes a receipt could otherwise learn who traced the picture, or reach into the reader's network."""
+    import threading
+    from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+    asked = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            self.send_error(404)
+
+        do_HEAD = do_GET
+
+        def log_message(self, format, *args):
+            """Be quiet."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        folder = f"http://127.0.0.1:{server.server_address[1]}/model"
+        lineage = trace(str(picture(tmp_path / "desk", model="b" * 64, model_folder=folder)))
+        server.shutdown()
+    assert asked == []
+    assert "is not where the receipt says" in lineage.note

@@ -26,6 +26,9 @@ __all__ = ["MAX_PIXELS", "Candidate", "decode", "fit", "header", "to_jpeg"]
 MAX_PIXELS = 178_956_970
 """Larger images are refused before they are decoded: a few kilobytes can claim to be terabytes of pixels."""
 
+_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
+"""What is opened; Pillow knows many more, among them some that run other programs, such as EPS."""
+
 _EXIF_ORIENTATION = 0x0112
 _PNG_EXIF = (b"eXIf", b"XML:com.adobe.xmp", b"Raw profile type exif")
 
@@ -116,7 +119,7 @@ def _reading() -> Iterator[None]:
 def _open(data: bytes) -> Image.Image:
     if not data:
         raise ImageError("it is empty")
-    image = Image.open(io.BytesIO(data))
+    image = Image.open(io.BytesIO(data), formats=_FORMATS)
     if image.width * image.height > MAX_PIXELS:
         raise ImageError(f"it claims {image.width}x{image.height}, more than {MAX_PIXELS:,} pixels")
     return image

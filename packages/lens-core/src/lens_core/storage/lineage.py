@@ -106,7 +106,7 @@ def _home_of_picture(url: str, receipt: dict[str, Any]) -> Artifact | None:
         if home:
             return home
     with contextlib.suppress(LensError):
-        return _artifact_of_receipt(receipt)
+        return _artifact_of_receipt(url, receipt)
     return None
 
 
@@ -125,9 +125,17 @@ def _home(url: str) -> Artifact | None:
     return None
 
 
-def _artifact_of_receipt(receipt: dict[str, Any]) -> Artifact | None:
+def _artifact_of_receipt(url: str, receipt: dict[str, Any]) -> Artifact | None:
     folder = receipt.get("model_folder")
-    if not isinstance(folder, str) or not urls.exists(urls.join(folder, MANIFEST)):
+    # Anybody can write a receipt: it must not send us to a store that the picture itself does not come from.
+    if not isinstance(folder, str) or not (urls.is_local(folder) or _store(folder) == _store(url)):
+        return None
+    if not urls.exists(urls.join(folder, MANIFEST)):
         return None
     artifact = load_artifact(folder)
     return artifact if artifact.hash == receipt.get("model") else None
+
+
+def _store(url: str) -> str:
+    scheme, _, rest = url.rpartition("://")
+    return f"{scheme}://{rest.partition('/')[0]}" if scheme else ""

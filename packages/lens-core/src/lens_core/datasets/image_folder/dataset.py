@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -40,7 +39,7 @@ class ImageFolder:
         """Hash of the paths, sizes and times of the files."""
         digest = hashlib.sha256()
         for path in self._paths():
-            digest.update(os.fsencode(f"{path}\0{self._version(path)}\n"))
+            digest.update(f"{_as_text(path)}\0{self._version(path)}\n".encode())
         return digest.hexdigest()
 
     def _version(self, path: str) -> str:
@@ -63,4 +62,4 @@ class ImageFolder:
 
 def _as_text(path: str) -> str:
     """A path that can be written as UTF-8: file systems also hold names in other encodings."""
-    return os.fsencode(path).decode(errors="backslashreplace")
+    return path.encode(errors="surrogateescape").decode(errors="backslashreplace")
