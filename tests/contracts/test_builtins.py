@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 
 import pytest
 
@@ -114,13 +115,93 @@ class TestLens(ModelContract):
 class TestPixels(AutoencoderContract):
     name = "pixels"
 
+    def test_model_folder(self, lens_registry, tmp_path):
+        target = lens_registry.spec(self.kind, self.name).load_target()
+        config = lens_registry.parse(self.kind, {"type": "pixels", "patch": 4})
+        target(config).save(tmp_path)
+        assert json.loads((tmp_path / "vae" / "config.json").read_text()) == {"type": "pixels", "patch": 4}
+        assert target.from_folder(config, tmp_path, dtype=None).stride == 4
+
+
+def saved_vae(folder, name):
+    """A random autoencoder of diffusers whose convolutions see one pixel, so that a token sees its own."""
+    import diffusers
+    import torch
+
+    torch.manual_seed(0)
+    blocks = {"down_block_types": ["DownEncoderBlock2D"] * 2, "up_block_types": ["UpDecoderBlock2D"] * 2}
+    vae = getattr(diffusers, name)(
+        block_out_channels=(32, 32), norm_num_groups=32, latent_channels=4, mid_block_add_attention=False, **blocks
+    )
+    centre = torch.zeros(3, 3)
+    centre[1, 1] = 1
+    with torch.no_grad():
+        for module in vae.modules():
+            if isinstance(module, torch.nn.Conv2d) and module.kernel_size == (3, 3):
+                module.weight.mul_(centre)
+    vae.save_pretrained(folder / "vae", safe_serialization=True)
+    return str(folder)
+
+
+class TestFlux2(AutoencoderContract):
+    name = "flux2"
+    tolerance = 1.0  # random weights: nothing comes back
+
+    @pytest.fixture
+    def autoencoder(self, lens_registry, parsed, tmp_path):
+        path = saved_vae(tmp_path, "AutoencoderKLFlux2")
+        return lens_registry.build("autoencoders", parsed.model_copy(update={"path": path}))
+
+
+class TestAutoencoderKL(AutoencoderContract):
+    name = "autoencoder-kl"
+    tolerance = 1.0  # random weights: nothing comes back
+
+    @pytest.fixture
+    def autoencoder(self, lens_registry, parsed, tmp_path):
+        path = saved_vae(tmp_path, "AutoencoderKL")
+        return lens_registry.build("autoencoders", parsed.model_copy(update={"path": path}))
+
 
 class TestSmallTextEncoder(TextEncoderContract):
     name = "small"
 
 
+class TestCausalLM(TextEncoderContract):
+    name = "causal-lm"
+    config = {"layers": [0, 2], "template": "<|im_start|>user\n{prompt}<|im_end|>"}
+
+    @pytest.fixture
+    def encoder(self, lens_registry, tmp_path):
+        from core.diffusion.language_models import qwen3
+
+        return pretrained(self, lens_registry, qwen3(tmp_path))
+
+
+class TestGptOss(TextEncoderContract):
+    name = "gpt-oss"
+    config = {"layers": [1, 3], "template": "custom"}
+
+    @pytest.fixture
+    def encoder(self, lens_registry, tmp_path):
+        from core.diffusion.language_models import gpt_oss
+
+        return pretrained(self, lens_registry, gpt_oss(tmp_path))
+
+
+def pretrained(contract, registry, folder):
+    """The text encoder whose files lie in a folder."""
+    config = registry.parse(contract.kind, {"type": contract.name, **contract.config, "path": str(folder)})
+    return registry.spec(contract.kind, contract.name).load_target().fit(config, [])
+
+
 class TestFlowEuler(SamplerContract):
     name = "flow-euler"
+
+
+class TestFlowMultistep(SamplerContract):
+    name = "flow-multistep"
+    order = 2
 
 
 class TestIngest(StageContract):

@@ -9,7 +9,11 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICKSTART = str(ROOT / "examples" / "quickstart" / "pipeline.yaml")
@@ -101,11 +105,56 @@ def test_generate_draws_the_same_picture_for_the_same_seed(run_folder, lens, tmp
 def test_generate_refuses_nonsense_in_one_line(run_folder, lens, tmp_path):
     for arguments, words in (
         (["x", "--model", str(tmp_path)], "no model folder"),
-        (["x", "--model", str(run_folder / "model-dense"), "--size", "33x32"], "multiple of"),
+        (["x", "--model", str(run_folder / "model-dense"), "--size", "33x32"], "multiples of 8"),
         (["x", "--model", str(run_folder / "model-dense"), "--size", "big"], "WIDTHxHEIGHT"),
         (["x", "--model", str(run_folder / "model-dense"), "--rewriter", "nobody"], "there is no rewriter"),
     ):
         done = lens("generate", *arguments)
+        assert done.returncode == 2
+        (line,) = done.stderr.splitlines()
+        assert words in line
+
+
+def test_generate_redraws_a_part_of_a_picture(run_folder, lens, tmp_path):
+    """--image, --mask, --lora: outside the mask the picture comes back pixel for pixel."""
+    shades = np.linspace(0, 255, 32 * 32 * 3).reshape(32, 32, 3).astype(np.uint8)
+    Image.fromarray(shades).save(tmp_path / "photo.png")
+    mask = np.zeros((32, 32), np.uint8)
+    mask[:, 16:] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    model = str(run_folder / "model-dense")
+    weights = load_file(run_folder / "model-dense" / "transformer" / "diffusion_pytorch_model.safetensors")
+    rows, columns = weights["proj_out.weight"].shape
+    key = "transformer.proj_out"
+    lora = {f"{key}.lora_A.weight": torch.ones(1, columns), f"{key}.lora_B.weight": torch.ones(rows, 1)}
+    save_file(lora, tmp_path / "lora.safetensors")
+    arguments = [
+        "generate",
+        "a red circle",
+        "--model",
+        model,
+        "--steps",
+        "4",
+        "--image",
+        "photo.png",
+        "--strength",
+        "1",
+    ]
+    for name, more in (("a.png", []), ("b.png", ["--lora", "lora.safetensors"])):
+        done = lens(*arguments, "--mask", "mask.png", *more, "-o", name, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    first, second = (np.asarray(Image.open(tmp_path / name)) for name in ("a.png", "b.png"))
+    assert np.array_equal(first[:, :16], shades[:, :16])
+    assert np.array_equal(second[:, :16], shades[:, :16])
+    assert not np.array_equal(first[:, 16:], shades[:, 16:])
+    assert not np.array_equal(first[:, 16:], second[:, 16:])
+    for wrong, words in (
+        (["--mask", "mask.png"], "--mask needs --image"),
+        (["--image", "lora.safetensors"], "lora.safetensors"),
+        (["--lora", "photo.png"], "photo.png"),
+        (["--dtype", "int4"], "dtype 'int4' is not one of"),
+    ):
+        done = lens("generate", "x", "--model", model, *wrong, cwd=tmp_path)
         assert done.returncode == 2
         (line,) = done.stderr.splitlines()
         assert words in line

@@ -81,11 +81,11 @@ class Letters(nn.Module):
     def forward(self, ids_T, offsets):
         return [ids_T.float()[:, None]]
 
-    def files(self):
-        return {}
+    def save(self, folder):
+        pass
 
     @classmethod
-    def from_files(cls, config, files):
+    def from_folder(cls, config, folder, **_):
         return cls(config)
 
 

@@ -44,7 +44,7 @@ def oracle(registry, publish_for_all):
                 transformer=Oracle(config, in_channels=192, enc_hidden_dim=1, num_text_layers=1),
                 model=config,
                 text_encoder=Letters(LettersConfig()),
-                autoencoder=registry.parse("autoencoders", "pixels"),
+                autoencoder=registry.build("autoencoders", registry.parse("autoencoders", "pixels")),
                 sampler=registry.parse("samplers", {"type": "flow-euler", "steps": 2}),
                 prediction=PredictionConfig(type="x"),
                 image_size=(32, 32),

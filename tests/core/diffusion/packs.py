@@ -115,11 +115,6 @@ def random_model(folder, registry, *, prediction="velocity", guidance=3.0, shift
         "guidance": guidance,
         "guidance_rescale": True,
     }
-    save_model_folder(folder, model=config, autoencoder=autoencoder, parents=[], licence="MIT", **settings)
-    return LoadedModel(
-        **settings,
-        autoencoder=registry.build("autoencoders", autoencoder),
-        lens={},
-        url="nowhere: never saved, never loaded",
-        registry=registry,
-    )
+    settings["autoencoder"] = registry.build("autoencoders", autoencoder)
+    save_model_folder(folder, model=config, parents=[], licence="MIT", **settings)
+    return LoadedModel(**settings, registry=registry)

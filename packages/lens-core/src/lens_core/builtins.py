@@ -86,7 +86,7 @@ def lens_models() -> Iterator[ModelSpec]:
 
 @hookimpl
 def lens_autoencoders() -> Iterator[AutoencoderSpec]:
-    """Pixels as they are."""
+    """Pixels as they are, and the two families of diffusers' image autoencoders."""
     yield AutoencoderSpec(
         name="pixels",
         summary="No compression: a token is a patch of pixels.",
@@ -94,11 +94,25 @@ def lens_autoencoders() -> Iterator[AutoencoderSpec]:
         target="lens_core.diffusion.autoencoders.pixels.autoencoder:Pixels",
         extra=_DIFFUSION,
     )
+    yield AutoencoderSpec(
+        name="flux2",
+        summary="The FLUX.2 autoencoder of the released checkpoints: a token is 16x16 pixels in 128 channels.",
+        config="lens_core.diffusion.autoencoders.flux2.config:Flux2Config",
+        target="lens_core.diffusion.autoencoders.flux2.autoencoder:Flux2Autoencoder",
+        extra=_DIFFUSION,
+    )
+    yield AutoencoderSpec(
+        name="autoencoder-kl",
+        summary="Any AutoencoderKL of diffusers, such as those of Stable Diffusion 3 and FLUX.1.",
+        config="lens_core.diffusion.autoencoders.autoencoder_kl.config:KLConfig",
+        target="lens_core.diffusion.autoencoders.autoencoder_kl.autoencoder:KLAutoencoder",
+        extra=_DIFFUSION,
+    )
 
 
 @hookimpl
 def lens_text_encoders() -> Iterator[TextEncoderSpec]:
-    """A small encoder that is trained with the denoiser."""
+    """A small encoder that is trained with the denoiser, and pretrained language models, frozen."""
     yield TextEncoderSpec(
         name="small",
         summary="A small transformer over byte-pair tokens, trained together with the denoiser.",
@@ -106,16 +120,37 @@ def lens_text_encoders() -> Iterator[TextEncoderSpec]:
         target="lens_core.diffusion.text_encoders.small.encoder:SmallTextEncoder",
         extra=_DIFFUSION,
     )
+    yield TextEncoderSpec(
+        name="causal-lm",
+        summary="Chosen layers of any Hugging Face causal language model, such as Qwen3, frozen.",
+        config="lens_core.diffusion.text_encoders.causal_lm.config:CausalLMConfig",
+        target="lens_core.diffusion.text_encoders.causal_lm.encoder:CausalLMEncoder",
+        extra=_DIFFUSION,
+    )
+    yield TextEncoderSpec(
+        name="gpt-oss",
+        summary="gpt-oss with the released prompt template, frozen: the encoder of the released weights.",
+        config="lens_core.diffusion.text_encoders.gpt_oss.config:GptOssConfig",
+        target="lens_core.diffusion.text_encoders.gpt_oss.encoder:GptOssEncoder",
+        extra=_DIFFUSION,
+    )
 
 
 @hookimpl
 def lens_samplers() -> Iterator[SamplerSpec]:
-    """Euler's method."""
+    """Euler's method, and one of second order."""
     yield SamplerSpec(
         name="flow-euler",
         summary="Euler steps along the flow, on the released time grid or a plain one.",
         config="lens_core.diffusion.samplers.flow_euler.config:FlowEulerConfig",
         target="lens_core.diffusion.samplers.flow_euler.sampler:FlowEuler",
+        extra=_DIFFUSION,
+    )
+    yield SamplerSpec(
+        name="flow-multistep",
+        summary="Second-order steps along the flow at one velocity call each, on the same time grids.",
+        config="lens_core.diffusion.samplers.flow_multistep.config:FlowMultistepConfig",
+        target="lens_core.diffusion.samplers.flow_multistep.sampler:FlowMultistep",
         extra=_DIFFUSION,
     )
 

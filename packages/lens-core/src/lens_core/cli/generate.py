@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-import re
+import sys
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lens_core import __version__
-from lens_core.diffusion.device import pick_device
+from lens_core import __version__, images
+from lens_core.diffusion.device import pick_device, pick_dtype
 from lens_core.diffusion.model_folder import load_model_folder
 from lens_core.diffusion.receipt import png_with_receipt
-from lens_core.diffusion.text_to_image import Request, generate
-from lens_core.errors import ConfigError, LensError
+from lens_core.diffusion.requests import Request, Start
+from lens_core.diffusion.resolutions import parse_size
+from lens_core.diffusion.text_to_image import generate
+from lens_core.diffusion.weights.lora import load_lora
+from lens_core.errors import ConfigError, ImageError, LensError
+from lens_core.pipeline.progress import Progress
 from lens_core.registry import load_registry
 from lens_core.storage import urls
 from lens_core.storage.artifacts import load_artifact
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
-__all__ = ["generate_file", "parse_size"]
+    import numpy as np
+
+__all__ = ["generate_file"]
 
 MAX_SIDE = 4096
 
@@ -34,25 +42,50 @@ def generate_file(
     guidance: float | None,
     negative: str,
     rewriter: str | None,
+    image: str | None,
+    mask: str | None,
+    strength: float,
+    lora: Sequence[str],
+    dtype: str | None,
+    offload: bool,
     device: Any,
 ) -> Iterator[str]:
     """Draw a picture and yield lines about it.
 
     Raises:
-        LensError: a model, size, rewriter or device that cannot be used.
+        LensError: a model, size, image, LoRA, rewriter or device that cannot be used.
     """
     registry = load_registry()
     rewritten = prompt
     if rewriter:
         config = registry.parse("rewriters", rewriter)
         (rewritten,) = registry.build("rewriters", config).rewrite([prompt], seed=seed)
-    loaded = load_model_folder(model, registry=registry).to(pick_device(device))
-    height, width = parse_size(size) if size else loaded.image_size
+    if mask and not image:
+        raise ConfigError("--mask needs --image: the picture to redraw a part of")
+    loaded = load_model_folder(model, registry=registry, dtype=pick_dtype(dtype))
+    for number, path in enumerate(lora):
+        load_lora(loaded.transformer, Path(path), name=f"lora{number}")
+    loaded.to(pick_device(device), take_turns=offload)
+    stride = loaded.autoencoder.stride
+    start = None
+    height, width = parse_size(size, multiple=stride) if size else loaded.image_size
+    if image:
+        picture = _read(image)
+        if not size:
+            height, width = (max(side // stride, 1) * stride for side in picture.shape[:2])
+        start = Start.of(
+            images.fit(picture, height, width),
+            strength=strength,
+            mask_HW=images.fit(_read(mask), height, width).mean(-1) >= 128 if mask else None,
+        )
+    if max(height, width) > MAX_SIDE:
+        raise ConfigError(f"--size {width}x{height}: at most {MAX_SIDE} pixels a side")
     sampler = loaded.sampler
     if steps is not None:
         sampler = registry.parse("samplers", {**sampler.model_dump(), "steps": steps})
-    request = Request(prompt=rewritten, height=height, width=width, seed=seed, negative=negative)
-    (image,) = generate(loaded, [request], sampler=sampler, guidance=guidance)
+    request = Request(prompt=rewritten, height=height, width=width, seed=seed, negative=negative, start=start)
+    with _bar(sampler.model_dump().get("steps")) as on_step:
+        (drawn,) = generate(loaded, [request], sampler=sampler, guidance=guidance, on_step=on_step)
     receipt = {
         "prompt": prompt,
         "rewritten_prompt": rewritten,
@@ -65,25 +98,36 @@ def generate_file(
         "model_folder": model,
         "lens": __version__,
     }
-    urls.write_bytes(output, png_with_receipt(image, receipt))
+    if image:
+        receipt |= {"image": Path(image).name, "mask": mask and Path(mask).name, "strength": strength}
+    if lora:
+        receipt["loras"] = [Path(path).name for path in lora]
+    urls.write_bytes(output, png_with_receipt(drawn, receipt))
     if rewritten != prompt:
         yield f"prompt: {rewritten}"
     yield f"{output}: {width}x{height}, seed {seed}"
 
 
-def parse_size(text: str) -> tuple[int, int]:
-    """ "1024x768" (width by height) to (height, width).
+@contextmanager
+def _bar(steps: int | None) -> Iterator[Callable[[int, float, Any], None] | None]:
+    """A live bar of the steps, where somebody may be watching."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    progress = Progress()
+    progress.open("generate")
+    progress.start(steps, "steps")
+    try:
+        yield lambda step, _time, _tokens: progress.update(step + 1)
+    finally:
+        progress.close("stage-end")
 
-    Raises:
-        ConfigError: it is not of that form, or too large.
-    """
-    match = re.fullmatch(r"(\d{1,5})[x×](\d{1,5})", text.strip().lower())
-    if match is None:
-        raise ConfigError(f"--size {text!r} is not of the form WIDTHxHEIGHT, such as 1024x768")
-    width, height = int(match[1]), int(match[2])
-    if max(width, height) > MAX_SIDE:
-        raise ConfigError(f"--size {text}: at most {MAX_SIDE} pixels a side")
-    return height, width
+
+def _read(path: str) -> np.ndarray:
+    try:
+        return images.decode(urls.read_bytes(path))
+    except ImageError as error:
+        raise ConfigError(f"{path}: {error}") from error
 
 
 def _hash_of(model: str) -> str | None:

@@ -116,7 +116,8 @@ def generate(
     model: Annotated[str, typer.Option(help="A model folder, such as runs/quickstart/model-dense.")],
     output: Annotated[str, typer.Option("-o", "--output", help="The PNG to write.")] = "lens.png",
     size: Annotated[
-        str | None, typer.Option(help="WIDTHxHEIGHT in pixels; default: what the model was trained on.")
+        str | None,
+        typer.Option(help="WIDTHxHEIGHT in pixels, or a ratio such as 16:9; default: the model's, or the image's."),
     ] = None,
     steps: Annotated[int | None, typer.Option(min=1, max=1000, help="Sampler steps; default: the model's.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same picture.")] = 0,
@@ -125,6 +126,16 @@ def generate(
     rewriter: Annotated[
         str | None, typer.Option(help="Expand the prompt first, with a rewriter such as scene-expander.")
     ] = None,
+    image: Annotated[str | None, typer.Option(help="Start from this picture instead of noise.")] = None,
+    mask: Annotated[str | None, typer.Option(help="Redraw only where this picture is white; with --image.")] = None,
+    strength: Annotated[
+        float, typer.Option(min=0, max=1, help="With --image: how much of it is forgotten; 1 is all.")
+    ] = 0.6,
+    lora: Annotated[list[str] | None, typer.Option(help="A LoRA to use, a .safetensors file; may be repeated.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; default: as stored.")] = None,
+    offload: Annotated[
+        bool, typer.Option("--offload", help="Bring encoder, denoiser and decoder to the device in turn.")
+    ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
 ) -> None:
     """Draw one picture with a trained model."""
@@ -140,8 +151,30 @@ def generate(
         guidance=guidance,
         negative=negative,
         rewriter=rewriter,
+        image=image,
+        mask=mask,
+        strength=strength,
+        lora=lora or [],
+        dtype=dtype,
+        offload=offload,
         device=device,
     ):
+        typer.echo(line)
+
+
+@app.command("import")
+def import_(
+    source: Annotated[str, typer.Argument(metavar="FOLDER", help="A folder in the released layout.")],
+    code: Annotated[str, typer.Option(help="The released inference code: a folder or a Python file; it is not run.")],
+    preset: Annotated[str, typer.Option(help="Which checkpoint: lens, turbo or base.")] = "lens",
+    steps: Annotated[int | None, typer.Option(min=1, max=1000, help="Sampler steps; default: the preset's.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale; default: the preset's.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a lens.json that says something else.")] = False,
+) -> None:
+    """Complete a released model's folder with the lens.json that Lens loads it by."""
+    from lens_core.cli.import_model import import_model
+
+    for line in import_model(source, code=code, preset=preset, steps=steps, guidance=guidance, force=force):
         typer.echo(line)
 
 

@@ -6,13 +6,16 @@ torch itself is imported by the implementations only.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
 
+    import torch
     from torch import Tensor
 
+    from lens_core.config.base import ComponentConfig
     from lens_core.diffusion.ragged import RaggedBatch
 
 __all__ = ["Autoencoder", "Denoiser", "Sampler", "TextEncoder"]
@@ -21,8 +24,11 @@ __all__ = ["Autoencoder", "Denoiser", "Sampler", "TextEncoder"]
 class Denoiser(Protocol):
     """A network from a ragged batch to a velocity.
 
-    Built as `target(config, in_channels=, enc_hidden_dim=, num_text_layers=)`.
+    Built as `target(config, in_channels=, enc_hidden_dim=, num_text_layers=)`, to be filled from safetensors often on
+    the meta device: so its state dict holds all that it holds. `config` is what a `transformer/config.json` says.
     """
+
+    config: dict[str, Any]
 
     def forward_ragged(self, batch: RaggedBatch) -> Tensor:
         """The network's output [N, C]; a sample's result does not depend on its neighbours in the batch."""
@@ -40,10 +46,24 @@ class Denoiser(Protocol):
 
 
 class Autoencoder(Protocol):
-    """Between pixels and tokens; built as `target(config)`. `stride` is in pixels per token side."""
+    """Between pixels and tokens. `stride` is in pixels per token side.
 
+    Built as `target(config)` to train with: a pretrained one loads its weights from where its config says. It may be
+    an `nn.Module`.
+    """
+
+    config: ComponentConfig
     stride: int
     channels: int
+
+    @classmethod
+    def from_folder(cls, config: Any, folder: Path, *, dtype: torch.dtype | None) -> Self:
+        """The autoencoder of a model folder, which reads `vae/` there; `dtype` is of its weights, None as stored."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write `vae/` of a model folder."""
+        ...
 
     def encode(self, pixels_BCHW: Tensor) -> Tensor:
         """Pixels in [-1, 1] to tokens [B, h·w, C], rows of the token grid first."""
@@ -55,11 +75,38 @@ class Autoencoder(Protocol):
 
 
 class TextEncoder(Protocol):
-    """Prompts to features: a list of `num_layers` tensors [T, `width`] over the tokens of all prompts."""
+    """Prompts to features: a list of `num_layers` tensors [T, `width`] over the tokens of all prompts.
 
+    An `nn.Module`. A frozen one (`trainable` is False) takes no gradient.
+    """
+
+    config: ComponentConfig
     num_layers: int
     width: int
     trainable: bool
+
+    @classmethod
+    def fit(cls, config: Any, captions: Sequence[str], *, seed: int = 0) -> Self:
+        """An encoder to train with: a fresh one for these captions, or a pretrained one from where its config says."""
+        ...
+
+    @classmethod
+    def from_folder(
+        cls, config: Any, folder: Path, *, template: Mapping[str, str] | None, dtype: torch.dtype | None
+    ) -> Self:
+        """The encoder of a model folder: it reads `text_encoder/` there, `tokenizer/` if it needs one.
+
+        Args:
+            config: its settings.
+            folder: the model folder.
+            template: the strings that `lens.json` has for the prompt's template.
+            dtype: of the weights; None as stored.
+        """
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write `text_encoder/` of a model folder, and `tokenizer/` if it needs one."""
+        ...
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text; an empty text has none."""
@@ -75,7 +122,7 @@ class TextEncoder(Protocol):
 
 
 class Sampler(Protocol):
-    """A time grid and a step; built as `target(config)`. Knows neither pixels nor prompts."""
+    """A time grid and a way along it; built as `target(config)`. Knows neither pixels nor prompts."""
 
     def times(self, num_tokens: int) -> Tensor:
         """The grid from 1 (noise) to 0 (image) for an image of `num_tokens` tokens."""

@@ -10,16 +10,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lens_core.diffusion.counter_noise import noise, uniform
-    from lens_core.diffusion.model_folder import LoadedModel, load_model_folder, save_model_folder
+    from lens_core.diffusion.loaded_model import LoadedModel
+    from lens_core.diffusion.model_folder import load_model_folder, save_model_folder
     from lens_core.diffusion.models.lens.model import LensTransformer2DModel
+    from lens_core.diffusion.pipeline import LensPipeline
     from lens_core.diffusion.ragged import RaggedBatch
-    from lens_core.diffusion.text_to_image import Request, generate
+    from lens_core.diffusion.requests import Request, Start
+    from lens_core.diffusion.text_to_image import generate
 
 __all__ = [
+    "LensPipeline",
     "LensTransformer2DModel",
     "LoadedModel",
     "RaggedBatch",
     "Request",
+    "Start",
     "generate",
     "load_model_folder",
     "noise",
@@ -28,10 +33,12 @@ __all__ = [
 ]
 
 _HOMES = {
+    "LensPipeline": "pipeline",
     "LensTransformer2DModel": "models.lens.model",
-    "LoadedModel": "model_folder",
+    "LoadedModel": "loaded_model",
     "RaggedBatch": "ragged",
-    "Request": "text_to_image",
+    "Request": "requests",
+    "Start": "requests",
     "generate": "text_to_image",
     "load_model_folder": "model_folder",
     "noise": "counter_noise",

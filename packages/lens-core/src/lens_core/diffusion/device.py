@@ -6,9 +6,11 @@ from typing import Literal
 
 import torch
 
-from lens_core.errors import LensError
+from lens_core.errors import ConfigError, LensError
 
-__all__ = ["DeviceName", "pick_device"]
+__all__ = ["DeviceName", "pick_device", "pick_dtype"]
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 
@@ -25,3 +27,14 @@ def pick_device(name: DeviceName) -> torch.device:
     if not has[name]:
         raise LensError(f"device: {name} is not available on this machine; use auto or cpu")
     return torch.device(name)
+
+
+def pick_dtype(name: str | None) -> torch.dtype | None:
+    """The dtype of that name; None stays None.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if name is not None and name not in _DTYPES:
+        raise ConfigError(f"dtype {name!r} is not one of {', '.join(_DTYPES)}")
+    return _DTYPES[name] if name else None

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["RMSNorm", "unit_rms"]
+__all__ = ["RMSNorm", "rms_scale", "unit_rms", "unit_rms_backward"]
 
 
 class RMSNorm(nn.Module):
@@ -34,20 +34,28 @@ def unit_rms(x_MD: Tensor, eps: float) -> Tensor:
     return _UnitRMS.apply(x_MD, eps)
 
 
+def rms_scale(x_MD: Tensor, eps: float) -> Tensor:
+    """1 / √(mean(x²) + eps) over the last axis, [M, 1], in float32 at least."""
+    exact = torch.promote_types(x_MD.dtype, torch.float32)
+    length_M1 = torch.linalg.vector_norm(x_MD, dim=-1, keepdim=True, dtype=exact)
+    return (length_M1.square_().div_(x_MD.shape[-1]).add_(eps)).rsqrt_()
+
+
+def unit_rms_backward(grad_MD: Tensor, unit_MD: Tensor, scale_M1: Tensor) -> Tensor:
+    """Gradient of `unit_rms`: scale · (grad - unit · mean(grad · unit))."""
+    grad_MD = grad_MD.to(scale_M1.dtype)
+    shared_M1 = (grad_MD * unit_MD).mean(-1, keepdim=True)
+    return torch.addcmul(grad_MD, unit_MD, shared_M1, value=-1).mul_(scale_M1).to(unit_MD.dtype)
+
+
 class _UnitRMS(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_MD: Tensor, eps: float) -> Tensor:
-        exact = torch.promote_types(x_MD.dtype, torch.float32)
-        length_M1 = torch.linalg.vector_norm(x_MD, dim=-1, keepdim=True, dtype=exact)
-        scale_M1 = (length_M1.square_().div_(x_MD.shape[-1]).add_(eps)).rsqrt_()
-        y_MD = (x_MD * scale_M1).to(x_MD.dtype)
-        ctx.save_for_backward(y_MD, scale_M1)
-        return y_MD
+        scale_M1 = rms_scale(x_MD, eps)
+        unit_MD = (x_MD * scale_M1).to(x_MD.dtype)
+        ctx.save_for_backward(unit_MD, scale_M1)
+        return unit_MD
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        # dx = scale · (dy - y · mean(dy · y))
-        y_MD, scale_M1 = ctx.saved_tensors
-        grad_MD = grads[0].to(scale_M1.dtype)
-        shared_M1 = (grad_MD * y_MD).mean(-1, keepdim=True)
-        return torch.addcmul(grad_MD, y_MD, shared_M1, value=-1).mul_(scale_M1).to(y_MD.dtype), None
+        return unit_rms_backward(grads[0], *ctx.saved_tensors), None

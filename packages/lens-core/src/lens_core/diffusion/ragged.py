@@ -8,9 +8,9 @@ timesteps. Both are this object. Linears and norms run over the flat buffers; on
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -39,6 +39,7 @@ class RaggedBatch:
         text_offsets: int32 [G+1], likewise for text; an empty span is the unconditional branch.
         grids: [G, 2], height and width of each segment in tokens.
         timestep: [G] in [0, 1]; 1 is pure noise.
+        derived: what a model made of the layout (everything but `image`, `text` and `timestep`), for its own use.
     """
 
     image: Tensor
@@ -47,6 +48,7 @@ class RaggedBatch:
     text_offsets: Tensor
     grids: Tensor
     timestep: Tensor
+    derived: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         segments = len(self.grids)
@@ -60,6 +62,12 @@ class RaggedBatch:
             raise ValueError("image_offsets must cover the image tokens exactly")
         if any(len(layer) != int(self.text_offsets[-1]) for layer in self.text):
             raise ValueError("text_offsets must cover the text features exactly")
+
+    def at(self, image: Tensor, timestep: Tensor) -> RaggedBatch:
+        """Another moment of the same segments: the layout, and what was derived from it, stay."""
+        moment = replace(self, image=image, timestep=timestep)
+        moment.derived.update(self.derived)
+        return moment
 
     @property
     def image_lengths(self) -> list[int]:

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from lens_core.diffusion.norms import rms_scale, unit_rms_backward
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -36,36 +38,82 @@ class Segments:
 
     def modulate(self, x_ND: Tensor, shift_GD: Tensor, scale_GD: Tensor) -> Tensor:
         """x·scale + shift, with each segment's own shift and scale."""
-        return torch.addcmul(self._rows(shift_GD), self._fold(x_ND), self._rows(scale_GD)).view_as(x_ND)
+        return _Modulate.apply(self, x_ND, shift_GD, scale_GD)
+
+    def norm_modulate(self, x_ND: Tensor, shift_GD: Tensor, scale_GD: Tensor, eps: float) -> Tensor:
+        """x / √(mean(x²) + eps)·scale + shift: an RMS norm, whose weight belongs into `scale`, and its modulation."""
+        return _NormModulate.apply(self, x_ND, shift_GD, scale_GD, eps)
 
     def add_gated(self, x_ND: Tensor, gate_GD: Tensor, update_ND: Tensor) -> Tensor:
         """x + gate·update, with each segment's own gate."""
-        return torch.addcmul(self._fold(x_ND), self._rows(gate_GD), self._fold(update_ND)).view_as(x_ND)
+        return _AddGated.apply(self, x_ND, gate_GD, update_ND)
 
-    def _fold(self, x_ND: Tensor) -> Tensor:
+    def fold(self, x_ND: Tensor) -> Tensor:
+        """Tokens in a shape that meets `rows`."""
         return x_ND.view(self.count, -1, x_ND.shape[-1]) if self.uniform else x_ND
 
-    def _rows(self, rows_GD: Tensor) -> Tensor:
-        """Each segment's row, in a shape that meets `_fold`."""
-        if self.uniform:
-            return rows_GD[:, None]
-        return _Spread.apply(rows_GD, self.index, self.lengths)
+    def rows(self, rows_GD: Tensor) -> Tensor:
+        """Each segment's row, in a shape that meets `fold`."""
+        return rows_GD[:, None] if self.index is None else rows_GD.index_select(0, self.index)
 
-
-class _Spread(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, rows_GD: Tensor, index_N: Tensor, lengths_G: Tensor) -> Tensor:
-        ctx.save_for_backward(index_N, lengths_G)
-        return rows_GD.index_select(0, index_N)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        index_N, lengths_G = ctx.saved_tensors
-        (grad_ND,) = grads
-        exact_ND = grad_ND.to(torch.promote_types(grad_ND.dtype, torch.float32))
-        if grad_ND.device.type == "cpu":
+    def sums(self, x_ND: Tensor) -> Tensor:
+        """The sum over each segment's tokens [G, D], in float32 at least; takes `fold`'s shape too."""
+        exact = torch.promote_types(x_ND.dtype, torch.float32)
+        if self.index is None:
+            return self.fold(x_ND).sum(1, dtype=exact)
+        if x_ND.device.type == "cpu":
             # Here, index_add_ goes row by row: as deterministic as segment_reduce, and ten times faster.
-            sums_GD = exact_ND.new_zeros(len(lengths_G), grad_ND.shape[-1]).index_add_(0, index_N, exact_ND)
-        else:
-            sums_GD = torch.segment_reduce(exact_ND, "sum", lengths=lengths_G, axis=0, initial=0)
-        return sums_GD.to(grad_ND.dtype), None, None
+            zeros = x_ND.new_zeros(self.count, x_ND.shape[-1], dtype=exact)
+            return zeros.index_add_(0, self.index, x_ND.to(exact))
+        return torch.segment_reduce(x_ND.to(exact), "sum", lengths=self.lengths, axis=0, initial=0)
+
+
+# Autograd brings a gradient to the dtype of what it belongs to: sums stay exact until then.
+
+
+class _Modulate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, segments: Segments, x_ND: Tensor, shift_GD: Tensor, scale_GD: Tensor) -> Tensor:
+        ctx.segments = segments
+        ctx.save_for_backward(x_ND, scale_GD)
+        return torch.addcmul(segments.rows(shift_GD), segments.fold(x_ND), segments.rows(scale_GD)).view_as(x_ND)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        segments, (x_ND, scale_GD) = ctx.segments, ctx.saved_tensors
+        (grad_ND,) = grads
+        grad_x_ND = (segments.fold(grad_ND) * segments.rows(scale_GD)).view_as(x_ND)
+        return None, grad_x_ND, segments.sums(grad_ND), segments.sums(grad_ND * x_ND)
+
+
+class _NormModulate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, segments: Segments, x_ND: Tensor, shift_GD: Tensor, scale_GD: Tensor, eps: float) -> Tensor:
+        inverse_N1 = rms_scale(x_ND, eps)
+        unit_ND = (x_ND * inverse_N1).to(x_ND.dtype)
+        ctx.segments = segments
+        ctx.save_for_backward(unit_ND, inverse_N1, scale_GD)
+        return torch.addcmul(segments.rows(shift_GD), segments.fold(unit_ND), segments.rows(scale_GD)).view_as(x_ND)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        segments, (unit_ND, inverse_N1, scale_GD) = ctx.segments, ctx.saved_tensors
+        (grad_ND,) = grads
+        scaled_ND = (segments.fold(grad_ND) * segments.rows(scale_GD)).view_as(unit_ND)
+        grad_x_ND = unit_rms_backward(scaled_ND, unit_ND, inverse_N1)
+        return None, grad_x_ND, segments.sums(grad_ND), segments.sums(grad_ND * unit_ND), None
+
+
+class _AddGated(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, segments: Segments, x_ND: Tensor, gate_GD: Tensor, update_ND: Tensor) -> Tensor:
+        ctx.segments = segments
+        ctx.save_for_backward(gate_GD, update_ND)
+        return torch.addcmul(segments.fold(x_ND), segments.rows(gate_GD), segments.fold(update_ND)).view_as(x_ND)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        segments, (gate_GD, update_ND) = ctx.segments, ctx.saved_tensors
+        (grad_ND,) = grads
+        update_grad_ND = (segments.fold(grad_ND) * segments.rows(gate_GD)).view_as(update_ND)
+        return None, grad_ND, segments.sums(grad_ND * update_ND), update_grad_ND

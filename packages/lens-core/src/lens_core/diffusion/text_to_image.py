@@ -1,55 +1,44 @@
-"""From prompts to pictures: the requests of a call may differ in size, prompt and seed, and share ragged batches.
+"""From requests to pictures: they may differ in size, prompt, seed and start, and share ragged batches.
 
-Suffixes: N image tokens of a batch, T text tokens, C channels, G requests of a batch.
+Three stages over a few dozen requests at a time, each of which needs one part of the model only: encode the prompts,
+denoise, decode. Suffixes: N image tokens of a batch, T text tokens, C channels, G requests of a batch, S steps,
+U different times, H and W pixels.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lens_core.diffusion.counter_noise import noise
 from lens_core.diffusion.guidance import guide
 from lens_core.diffusion.prediction import to_velocity
 from lens_core.diffusion.ragged import RaggedBatch, offsets_of
-from lens_core.errors import ConfigError
+from lens_core.diffusion.requests import Request, check_requests
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     import numpy as np
 
     from lens_core.config.base import ComponentConfig
-    from lens_core.diffusion.model_folder import LoadedModel
+    from lens_core.contracts.diffusion import Sampler
+    from lens_core.diffusion.loaded_model import LoadedModel
 
-__all__ = ["Request", "generate"]
+__all__ = ["Request", "decode", "denoise", "encode", "generate"]
 
 MAX_BATCH_TOKENS = 4096
-"""Image and text tokens in one call of the denoiser, guidance's second branch not counted."""
+"""Image and text tokens in one call of a part, guidance's second branch not counted. One request may have more."""
 
+TOGETHER = 64
+"""Requests that go through the stages together: how often parts are moved when they take turns on a device."""
 
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """One picture to draw. The same model, prompt, size, seed and index give the same picture.
-
-    Args:
-        prompt: what to draw.
-        height: in pixels, a multiple of the model's stride.
-        width: likewise.
-        seed: of the noise.
-        index: which of a seed's pictures.
-        negative: what to steer away from.
-    """
-
-    prompt: str
-    height: int
-    width: int
-    seed: int = 0
-    index: int = 0
-    negative: str = ""
+Text = list[Tensor]
+"""Features of one prompt: a tensor [T, E] per layer."""
 
 
 @torch.inference_mode()
@@ -60,6 +49,7 @@ def generate(
     sampler: ComponentConfig | None = None,
     guidance: float | None = None,
     on_batch: Callable[[int], None] | None = None,
+    on_step: Callable[[int, float, list[Tensor]], None] | None = None,
     max_batch_tokens: int = MAX_BATCH_TOKENS,
 ) -> list[np.ndarray]:
     """Draw pictures.
@@ -69,93 +59,275 @@ def generate(
         requests: what to draw; their results do not depend on each other.
         sampler: by default the model's own.
         guidance: by default the model's own; 1 does without the second branch.
-        on_batch: called after each batch with the number of pictures done.
+        on_batch: called after each batch with the number of pictures denoised.
+        on_step: see `denoise`.
         max_batch_tokens: how much runs at once.
 
     Returns:
         uint8 [height, width, 3] each, in the order of the requests.
 
     Raises:
-        ConfigError: a size that is not a multiple of the model's stride.
+        ConfigError: a request that cannot be drawn.
     """
-    stride = model.autoencoder.stride
-    for request in requests:
-        if request.height % stride or request.width % stride or min(request.height, request.width) <= 0:
-            raise ConfigError(f"a size of {request.width}x{request.height} is not a multiple of {stride} pixels")
-    scale = model.guidance if guidance is None else guidance
+    check_requests(list(requests), model.autoencoder)
     images: list[np.ndarray] = []
-    for batch in _batches(requests, stride, max_batch_tokens):
-        images += _draw(model, batch, sampler or model.sampler, scale)
-        if on_batch:
-            on_batch(len(images))
+    for first in range(0, len(requests), TOGETHER):
+        chunk = requests[first : first + TOGETHER]
+        tokens = denoise(
+            model,
+            encode(model, chunk, guidance=guidance, max_batch_tokens=max_batch_tokens),
+            sampler=sampler,
+            guidance=guidance,
+            on_batch=_counting_on(on_batch, first),
+            on_step=on_step,
+            max_batch_tokens=max_batch_tokens,
+        )
+        for pixels_CHW in decode(model, chunk, tokens, max_batch_tokens=max_batch_tokens):
+            bytes_CHW = ((pixels_CHW.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+            images.append(bytes_CHW.permute(1, 2, 0).cpu().numpy())
     return images
 
 
-def _draw(
-    model: LoadedModel, requests: list[Request], sampler_config: ComponentConfig, scale: float
-) -> list[np.ndarray]:
-    device = model.device
-    stride, channels = model.autoencoder.stride, model.autoencoder.channels
-    sampler = model.registry.build("samplers", sampler_config)
-    grids = [(request.height // stride, request.width // stride) for request in requests]
-    lengths = [h * w for h, w in grids]
-    guided = scale != 1.0
-    prompts = [request.prompt for request in requests] + [request.negative for request in requests if guided]
-    ids = model.text_encoder.tokenize(prompts)
-    text_offsets = offsets_of([len(one) for one in ids])
-    ids_T = torch.tensor([token for one in ids for token in one], dtype=torch.long, device=device)
-    text = model.text_encoder(ids_T, text_offsets)
+@torch.inference_mode()
+def encode(
+    model: LoadedModel,
+    requests: Sequence[Request],
+    *,
+    guidance: float | None = None,
+    max_batch_tokens: int = MAX_BATCH_TOKENS,
+) -> list[Request]:
+    """The requests with the features of their prompts; each different text is encoded once.
 
-    x_NC = torch.cat([noise(r.seed, r.index, (n, channels)) for r, n in zip(requests, lengths, strict=True)]).to(device)
-    # Each request has its own time grid, because a grid may depend on the number of tokens.
-    times_GS = torch.stack([sampler.times(n) for n in lengths])
-    rows_N = torch.repeat_interleave(torch.tensor(lengths)).to(device)
-    branches = 2 if guided else 1
-    image_offsets, grids_G2 = offsets_of(lengths * branches), torch.tensor(grids * branches)
-
-    def velocity(x_NC: Tensor, t_G: Tensor) -> Tensor:
-        output = model.transformer.forward_ragged(
-            RaggedBatch(
-                image=torch.cat([x_NC] * branches),
-                text=text,
-                image_offsets=image_offsets,
-                text_offsets=text_offsets,
-                grids=grids_G2,
-                timestep=t_G.repeat(branches),
-            )
-        )
-        t_N1 = t_G[rows_N][:, None]
-        parts = [to_velocity(model.prediction, part, x_NC, t_N1) for part in output.chunk(branches)]
-        return guide(parts[0], parts[1], scale, rescale=model.guidance_rescale) if guided else parts[0]
-
-    for t_G, next_G in zip(times_GS.T[:-1].to(device), times_GS.T[1:].to(device), strict=True):
-        x_NC = sampler.step(x_NC, velocity(x_NC, t_G), t_G[rows_N][:, None], next_G[rows_N][:, None])
-    return _decode(model, x_NC, grids)
-
-
-def _decode(model: LoadedModel, x_NC: Tensor, grids: list[tuple[int, int]]) -> list[np.ndarray]:
-    """Tokens to pictures, equal sizes together."""
-    tokens = x_NC.split([h * w for h, w in grids])
-    images: dict[int, np.ndarray] = {}
-    for grid in dict.fromkeys(grids):
-        which = [i for i, other in enumerate(grids) if other == grid]
-        pixels_BCHW = model.autoencoder.decode(torch.stack([tokens[i] for i in which]), grid)
-        bytes_BHWC = ((pixels_BCHW.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)
-        for i, image in zip(which, bytes_BHWC.cpu().numpy(), strict=True):
-            images[i] = image
-    return [images[i] for i in range(len(grids))]
-
-
-def _batches(requests: Sequence[Request], stride: int, max_tokens: int) -> Iterator[list[Request]]:
-    batch: list[Request] = []
-    tokens = 0
+    An empty prompt is no text at all, as in training. Negative prompts count only where guidance is not 1.
+    """
+    guided = _scale(model, guidance) != 1.0
+    wanted = [r.prompt for r in requests if r.text is None]
+    if guided:
+        wanted += [r.negative for r in requests if r.negative_text is None]
+    texts = list(dict.fromkeys(text for text in wanted if text))
+    known: dict[str, Text] = {}
+    if texts:
+        with model.stage("text_encoder") as encoder:
+            ids = encoder.tokenize(texts)
+            for numbers in _batches([len(one) for one in ids], max_batch_tokens):
+                lengths = [len(ids[i]) for i in numbers]
+                ids_T = torch.tensor([token for i in numbers for token in ids[i]], dtype=torch.long)
+                layers = encoder(ids_T.to(model.device), offsets_of(lengths))
+                parts = zip(*(layer.split(lengths) for layer in layers), strict=True)
+                known |= {texts[i]: list(part) for i, part in zip(numbers, parts, strict=True)}
+    nothing = model.no_text()
+    encoded = []
     for request in requests:
-        # A word is about one token; a generous guess only moves where a batch is cut.
-        size = (request.height // stride) * (request.width // stride) + len(request.prompt.split())
-        if batch and tokens + size > max_tokens:
+        text = known.get(request.prompt, nothing) if request.text is None else request.text
+        negative = known.get(request.negative, nothing) if request.negative_text is None else request.negative_text
+        encoded.append(replace(request, text=text, negative_text=negative if guided else None))
+    return encoded
+
+
+@torch.inference_mode()
+def denoise(
+    model: LoadedModel,
+    requests: Sequence[Request],
+    *,
+    sampler: ComponentConfig | None = None,
+    guidance: float | None = None,
+    on_batch: Callable[[int], None] | None = None,
+    on_step: Callable[[int, float, list[Tensor]], None] | None = None,
+    reference_rounding: bool = False,
+    max_batch_tokens: int = MAX_BATCH_TOKENS,
+) -> list[Tensor]:
+    """Image tokens [N, C] in float32 of each request, whose features `encode` has filled in.
+
+    Args:
+        model: whose denoiser, sampler and guidance to use.
+        requests: what to draw.
+        sampler: by default the model's own.
+        guidance: by default the model's own; 1 does without the second branch.
+        on_batch: called after each batch with the number of requests done.
+        on_step: called after each step with its number, the time that the first request's tokens have come to, and
+            the tokens of the batch's requests.
+        reference_rounding: round the time as the released pipeline does: in thousandths, in the dtype of the weights.
+        max_batch_tokens: how much runs at once.
+    """
+    built = model.registry.build("samplers", sampler or model.sampler)
+    grids = [request.grid(model.autoencoder.stride) for request in requests]
+    times = [_times(request, built.times(h * w)) for request, (h, w) in zip(requests, grids, strict=True)]
+    clean = _encode_starts(model, requests)
+    results: dict[int, Tensor] = {}
+    # A batch takes its steps together, so its requests have as many; a start may skip some.
+    for steps in dict.fromkeys(map(len, times)):
+        members = [i for i, own in enumerate(times) if len(own) == steps]
+        sizes = [grids[i][0] * grids[i][1] + _length(requests[i].text) for i in members]
+        for numbers in _batches(sizes, max_batch_tokens):
+            which = [members[number] for number in numbers]
+            with model.stage("transformer"):
+                tokens = _denoise_batch(
+                    model,
+                    [requests[i] for i in which],
+                    [clean[i] for i in which],
+                    torch.stack([times[i] for i in which]),
+                    built,
+                    _scale(model, guidance),
+                    on_step,
+                    reference_rounding,
+                )
+            results |= dict(zip(which, tokens, strict=True))
+            if on_batch:
+                on_batch(len(results))
+    return [results[i] for i in range(len(requests))]
+
+
+@torch.inference_mode()
+def decode(
+    model: LoadedModel,
+    requests: Sequence[Request],
+    tokens: Sequence[Tensor],
+    *,
+    max_batch_tokens: int = MAX_BATCH_TOKENS,
+) -> list[Tensor]:
+    """Pixels [3, H, W] of each request, about within [-1, 1]; equal sizes are decoded together."""
+    grids = [request.grid(model.autoencoder.stride) for request in requests]
+    pixels: dict[int, Tensor] = {}
+    with model.stage("autoencoder"):
+        for grid in dict.fromkeys(grids):
+            members = [i for i, other in enumerate(grids) if other == grid]
+            for numbers in _batches([grid[0] * grid[1]] * len(members), max_batch_tokens):
+                which = [members[number] for number in numbers]
+                decoded = model.autoencoder.decode(torch.stack([tokens[i] for i in which]), grid)
+                pixels |= dict(zip(which, decoded, strict=True))
+    return [_kept(request, pixels[i]) for i, request in enumerate(requests)]
+
+
+def _denoise_batch(
+    model: LoadedModel,
+    requests: list[Request],
+    clean: list[Tensor | None],
+    times_GS: Tensor,
+    sampler: Sampler,
+    scale: float,
+    on_step: Callable[[int, float, list[Tensor]], None] | None,
+    reference_rounding: bool,
+) -> list[Tensor]:
+    device, dtype, channels = model.device, model.dtype, model.autoencoder.channels
+    grids = [request.grid(model.autoencoder.stride) for request in requests]
+    lengths = [h * w for h, w in grids]
+    branches = 1 if scale == 1.0 else 2
+    texts = [r.text or [] for r in requests] + [r.negative_text or [] for r in requests if branches == 2]
+    rows_N = torch.repeat_interleave(torch.tensor(lengths)).to(device)
+    times_SN1 = times_GS.T.to(device)[:, rows_N, None]
+    noise_NC = torch.cat(
+        [
+            noise(r.seed, r.index, (n, channels)) if r.noise_NC is None else r.noise_NC.float().cpu()
+            for r, n in zip(requests, lengths, strict=True)
+        ]
+    ).to(device)
+    x_NC, hold = noise_NC, None
+    if any(start is not None for start in clean):
+        rows = [torch.zeros(n, channels) if one is None else one for one, n in zip(clean, lengths, strict=True)]
+        clean_NC = torch.cat([one.to(device) for one in rows])
+        x_NC = torch.lerp(clean_NC, noise_NC, times_SN1[0])
+        hold = _Hold(requests, grids, noise_NC - clean_NC)
+
+    seen_GS = times_GS[:, :-1]
+    if reference_rounding:
+        seen_GS = ((1000 * seen_GS).to(dtype) / 1000).float()
+    times_U, which_GS = seen_GS.unique(return_inverse=True)
+    table = model.modulation(times_U)
+    first = RaggedBatch(
+        image=x_NC.to(dtype).repeat(branches, 1),
+        text=[torch.cat([one.to(device, dtype) for one in layer]) for layer in zip(*texts, strict=True)],
+        image_offsets=offsets_of(lengths * branches),
+        text_offsets=offsets_of([_length(one) for one in texts]),
+        grids=torch.tensor(grids * branches),
+        timestep=seen_GS[:, 0].repeat(branches).to(device),
+    )
+    step = 0
+
+    def velocity(x_NC: Tensor, t_N1: Tensor) -> Tensor:
+        nonlocal step
+        if step and on_step:
+            on_step(step - 1, float(times_GS[0, step]), list(x_NC.split(lengths)))
+        moment = first.at(x_NC.to(dtype).repeat(branches, 1), seen_GS[:, step].repeat(branches).to(device))
+        ahead = {"modulation": table.take(which_GS[:, step].repeat(branches))} if table else {}
+        output = model.transformer.forward_ragged(moment, **ahead).float()
+        step += 1
+        parts = [to_velocity(model.prediction, part, x_NC, t_N1) for part in output.chunk(branches)]
+        out = parts[0] if branches == 1 else guide(parts[0], parts[1], scale, rescale=model.guidance_rescale)
+        return hold(out) if hold else out
+
+    x_NC = sampler.sample(velocity, x_NC, times_SN1)
+    if on_step:
+        on_step(step - 1, 0.0, list(x_NC.split(lengths)))
+    return list(x_NC.split(lengths))
+
+
+class _Hold:
+    """Keeps what a mask protects: it goes straight from its noise to its image, whatever the sampler's steps."""
+
+    def __init__(self, requests: list[Request], grids: list[tuple[int, int]], straight_NC: Tensor):
+        free = []
+        for request, (h, w) in zip(requests, grids, strict=True):
+            mask_HW = request.start.mask_HW if request.start else None
+            if mask_HW is None:
+                free.append(torch.ones(h * w, dtype=torch.bool))
+            else:  # a token may change if any of its pixels may
+                free.append(F.adaptive_max_pool2d(mask_HW[None].float(), (h, w)).flatten() > 0)
+        self.free_N1 = torch.cat(free)[:, None].to(straight_NC.device)
+        self.straight_NC = straight_NC
+
+    def __call__(self, velocity_NC: Tensor) -> Tensor:
+        return torch.where(self.free_N1, velocity_NC, self.straight_NC)
+
+
+def _encode_starts(model: LoadedModel, requests: Sequence[Request]) -> list[Tensor | None]:
+    """The tokens [N, C] of each request's start, in float32."""
+    if all(request.start is None for request in requests):
+        return [None] * len(requests)
+    clean: list[Tensor | None] = []
+    with model.stage("autoencoder") as autoencoder:
+        for request in requests:
+            pixels = request.start and request.start.pixels_CHW.to(model.device)[None]
+            clean.append(None if pixels is None else autoencoder.encode(pixels)[0].float())
+    return clean
+
+
+def _kept(request: Request, pixels_CHW: Tensor) -> Tensor:
+    """The picture with what a mask protects put back, pixel for pixel."""
+    start = request.start
+    if start is None or start.mask_HW is None:
+        return pixels_CHW
+    return torch.where(start.mask_HW.to(pixels_CHW.device), pixels_CHW, start.pixels_CHW.to(pixels_CHW))
+
+
+def _counting_on(on_batch: Callable[[int], None] | None, first: int) -> Callable[[int], None] | None:
+    return on_batch and (lambda done: on_batch(first + done))
+
+
+def _times(request: Request, times_S: Tensor) -> Tensor:
+    """The part of a time grid that a request's start leaves."""
+    if request.start is None:
+        return times_S
+    steps = len(times_S) - 1
+    return times_S[steps - max(1, int(steps * request.start.strength)) :]
+
+
+def _scale(model: LoadedModel, guidance: float | None) -> float:
+    return model.guidance if guidance is None else guidance
+
+
+def _length(text: Text | None) -> int:
+    return len(text[0]) if text else 0
+
+
+def _batches(sizes: Iterable[int], limit: int) -> Iterator[list[int]]:
+    """Numbers 0, 1, … in runs whose sizes add up to `limit` at most; a single one may be larger."""
+    batch: list[int] = []
+    total = 0
+    for number, size in enumerate(sizes):
+        if batch and total + size > limit:
             yield batch
-            batch, tokens = [], 0
-        batch.append(request)
-        tokens += size
+            batch, total = [], 0
+        batch.append(number)
+        total += size
     if batch:
         yield batch

@@ -84,7 +84,7 @@ def run(config: TrainStageConfig, context: StageContext) -> dict[str, Any]:
             transformer=transformer,
             model=config.model,
             text_encoder=encoder,
-            autoencoder=config.autoencoder,
+            autoencoder=autoencoder,
             sampler=config.sampler,
             prediction=config.objective.prediction,
             image_size=data.size,

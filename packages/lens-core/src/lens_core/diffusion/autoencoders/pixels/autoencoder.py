@@ -5,9 +5,13 @@ Suffixes: B images, N tokens of an image, C channels, H and W pixels.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import json
+from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
     from torch import Tensor
 
     from lens_core.diffusion.autoencoders.pixels.config import PixelsConfig
@@ -19,8 +23,20 @@ class Pixels:
     """Cuts images into patches; channel order inside a token is colour, row, column."""
 
     def __init__(self, config: PixelsConfig):
+        self.config = config
         self.stride = config.patch
         self.channels = 3 * config.patch**2
+
+    @classmethod
+    def from_folder(cls, config: PixelsConfig, folder: Path, *, dtype: torch.dtype | None = None) -> Self:
+        """The autoencoder of a model folder: its config is all there is to it."""
+        return cls(config)
+
+    def save(self, folder: Path) -> None:
+        """Write `vae/` of the model folder `folder`: its settings, for those who look there."""
+        (folder / "vae").mkdir(parents=True, exist_ok=True)
+        text = json.dumps(self.config.model_dump(mode="json"), indent=2) + "\n"
+        (folder / "vae" / "config.json").write_text(text, encoding="utf-8")
 
     def encode(self, pixels_BCHW: Tensor) -> Tensor:
         """Pixels in [-1, 1] to tokens [B, h·w, 3·patch²].

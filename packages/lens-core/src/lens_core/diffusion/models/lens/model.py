@@ -1,7 +1,7 @@
 """The Lens denoiser: a dual-stream transformer over ragged batches, key for key the released architecture.
 
-Suffixes: N image tokens, T text tokens, M both; C token channels, E text width, D model width; A heads, P channels per
-head; G segments; B, S padded batch and text length.
+Suffixes: N image tokens, T text tokens, M both, R rows of attention's joint layout; C token channels, E text width,
+D model width; A heads, P channels per head; G segments; B, S padded batch and text length.
 
 Source: Microsoft's Lens (arXiv 2605.21573) as its inference code defines it. Image and text have weights of their own
 throughout and meet only in attention. The native form is `forward_ragged`; `forward` is the padded call of the
@@ -15,13 +15,16 @@ released code, as a thin adapter. Notable:
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from lens_core.diffusion.attention import AttentionBackend, AttentionPlan, plan_attention, reference_attention
+from lens_core.diffusion.attention import AttentionBackend, AttentionPlan, attention_backend
+from lens_core.diffusion.attention.heads import joint_heads
 from lens_core.diffusion.flops import denoiser_flops
 from lens_core.diffusion.norms import RMSNorm
 from lens_core.diffusion.ragged import RaggedBatch, offsets_of
@@ -32,10 +35,49 @@ if TYPE_CHECKING:
 
     from lens_core.diffusion.models.lens.config import LensModelConfig
 
-__all__ = ["LensTransformer2DModel", "build", "rope_table", "timestep_embedding"]
+__all__ = ["LensTransformer2DModel", "Modulation", "build", "rope_table", "timestep_embedding"]
 
 ROPE_THETA = 10_000.0
 TIMESTEP_WIDTH = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Where the tokens of a batch lie: in each stream, in attention's joint rows, and on the rotary circle."""
+
+    image: Segments
+    text: Segments
+    joint: AttentionPlan
+    rope_RP: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Modulation:
+    """What a timestep does to every block, computed ahead: a third of the parameters is for nothing else.
+
+    Args:
+        blocks: for each block the rows [U, 6·D] of image and text, one for each of U timesteps.
+        out: the rows [U, 2·D] of the output norm.
+        rows_G: which of these rows each segment takes.
+    """
+
+    blocks: list[tuple[Tensor, Tensor]]
+    out: Tensor
+    rows_G: Tensor
+
+    def take(self, rows_G: Tensor) -> Modulation:
+        """The same rows, handed to other segments."""
+        return replace(self, rows_G=rows_G.to(self.out.device))
+
+    def to(self, device: torch.device) -> Modulation:
+        """The same on another device."""
+        blocks = [(image.to(device), text.to(device)) for image, text in self.blocks]
+        return Modulation(blocks=blocks, out=self.out.to(device), rows_G=self.rows_G.to(device))
+
+    def block(self, number: int) -> tuple[Tensor, Tensor]:
+        """The rows [G, 6·D] of image and text of a block."""
+        image_U6D, text_U6D = self.blocks[number]
+        return image_U6D.index_select(0, self.rows_G), text_U6D.index_select(0, self.rows_G)
 
 
 class LensTransformer2DModel(nn.Module):
@@ -97,7 +139,8 @@ class LensTransformer2DModel(nn.Module):
             "selected_layer_index": list(selected_layer_index),
         }
         self.axes_dims_rope = tuple(axes_dims_rope)
-        self.attention: AttentionBackend = reference_attention
+        self.attention: AttentionBackend = attention_backend("reference")
+        self.gradient_checkpointing = False
         text_layers = len(selected_layer_index)
         self.img_in = nn.Linear(in_channels, dim)
         self.txt_norm = nn.ModuleList(RMSNorm(enc_hidden_dim, eps=1e-5) for _ in range(text_layers))
@@ -109,25 +152,83 @@ class LensTransformer2DModel(nn.Module):
         self.norm_out = OutputNorm(dim)
         self.proj_out = nn.Linear(dim, patch_size**2 * (out_channels or in_channels))
 
-    def forward_ragged(self, batch: RaggedBatch) -> Tensor:
-        """Velocity [N, C] of every image token.
+    def forward_ragged(self, batch: RaggedBatch, *, modulation: Modulation | None = None) -> Tensor:
+        """Velocity [N, C] of every image token; a segment's depends on nothing but the segment.
 
-        A segment's result depends on nothing but the segment.
+        Args:
+            batch: the segments.
+            modulation: what `modulation` made of their timesteps; by default it is computed here.
         """
-        device = batch.image.device
-        image_lengths, text_lengths = batch.image_lengths, batch.text_lengths
-        image, text = Segments(image_lengths, device), Segments(text_lengths, device)
-        joint = plan_attention(image_lengths, text_lengths, device=device)
-        rope_MP = rope_table(batch.grids, batch.text_offsets, self.axes_dims_rope).to(device)
-
+        layout = self._layout(batch)
         img_ND = self.img_in(batch.image)
         txt_TD = self.txt_in(
             torch.cat([norm(layer) for norm, layer in zip(self.txt_norm, batch.text, strict=True)], dim=-1)
         )
-        temb_GD = self.time_text_embed(batch.timestep, img_ND.dtype)
+        temb_GD = None if modulation else self.time_text_embed(batch.timestep, img_ND.dtype)
+        for number, block in enumerate(self.transformer_blocks):
+            rows = modulation.block(number) if modulation else None
+            arguments = (txt_TD, img_ND, temb_GD, rows, layout, self.attention)
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                txt_TD, img_ND = checkpoint(block, *arguments, use_reentrant=False)
+            else:
+                txt_TD, img_ND = block(*arguments)
+        out_G2D = modulation.out.index_select(0, modulation.rows_G) if modulation else None
+        return self.proj_out(self.norm_out(img_ND, temb_GD, out_G2D, layout.image))
+
+    def _layout(self, batch: RaggedBatch) -> Layout:
+        """Where the tokens of a batch lie; made once for all steps over the same segments."""
+        device = batch.image.device
+        key = (type(self.attention), self.axes_dims_rope, device)
+        if key not in batch.derived:
+            lengths = batch.image_lengths, batch.text_lengths
+            joint = self.attention.plan(*lengths, device=device)
+            rope_NP, rope_TP = rope_table(batch.grids, batch.text_offsets, self.axes_dims_rope)
+            batch.derived[key] = Layout(
+                image=Segments(lengths[0], device),
+                text=Segments(lengths[1], device),
+                joint=joint,
+                rope_RP=joint.join(rope_NP.to(device), rope_TP.to(device)),
+            )
+        layout: Layout = batch.derived[key]
+        return layout
+
+    def modulation(self, timestep_U: Tensor) -> Modulation:
+        """The modulation of some timesteps, computed where the modulation layers are.
+
+        The result is for segments that have these timesteps in this order; see `Modulation.take`.
+        """
+        dtype, blocks = self.proj_out.weight.dtype, cast("list[Block]", list(self.transformer_blocks))
+        temb_UD = self.time_text_embed(timestep_U.to(self.norm_out.linear.weight.device), dtype)
+        return Modulation(
+            blocks=[block.modulation(temb_UD) for block in blocks],
+            out=self.norm_out.modulation(temb_UD),
+            rows_G=torch.arange(len(timestep_U)),
+        )
+
+    def modulation_modules(self) -> list[nn.Module]:
+        """The modules that `modulation` needs, and the blocks do not once they are given its result."""
+        parts: list[nn.Module] = [self.time_text_embed, self.norm_out]
+        block: Any
         for block in self.transformer_blocks:
-            txt_TD, img_ND = block(txt_TD, img_ND, temb_GD, rope_MP, text, image, joint, self.attention)
-        return self.proj_out(self.norm_out(img_ND, temb_GD, image))
+            parts += [block.img_mod, block.txt_mod]
+        return parts
+
+    def set_attention_backend(self, name: str) -> None:
+        """Attend by another backend: "reference", "varlen" or "flex".
+
+        Raises:
+            ConfigError: there is no such backend.
+        """
+        self.attention = attention_backend(name)
+
+    def enable_gradient_checkpointing(self, enabled: bool = True) -> None:
+        """Keep only the blocks' inputs for the backward pass, and compute each block again there."""
+        self.gradient_checkpointing = enabled
+
+    def compile_blocks(self, **options: Any) -> None:
+        """Compile each block for any number of tokens; they are alike, so this costs one compilation."""
+        for block in self.transformer_blocks:
+            block.compile(dynamic=True, **options)
 
     def training_flops(
         self, image_lengths: Sequence[int], text_lengths: Sequence[int], *, text_gradient: bool
@@ -216,36 +317,43 @@ class Block(nn.Module):
         self.img_mlp = GatedMLP(dim)
         self.txt_mlp = GatedMLP(dim)
 
+    def modulation(self, temb_GD: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Shift, scale, gate of attention, then of the MLP [G, 6·D]; for image and for text."""
+        return self.img_mod(temb_GD), self.txt_mod(temb_GD)
+
     def forward(
         self,
         txt_TD: Tensor,
         img_ND: Tensor,
-        temb_GD: Tensor,
-        rope_MP: Tensor,
-        text: Segments,
-        image: Segments,
-        joint: AttentionPlan,
+        temb_GD: Tensor | None,
+        rows: tuple[Tensor, Tensor] | None,
+        layout: Layout,
         attention: AttentionBackend,
     ) -> tuple[Tensor, Tensor]:
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.img_mod(temb_GD).chunk(6, dim=-1)
-        t_shift1, t_scale1, t_gate1, t_shift2, t_scale2, t_gate2 = self.txt_mod(temb_GD).chunk(6, dim=-1)
+        image, text = layout.image, layout.text
+        img_G6D, txt_G6D = rows or self.modulation(temb_GD)
+        shift1, scale1, gate1, shift2, scale2, gate2 = img_G6D.chunk(6, dim=-1)
+        t_shift1, t_scale1, t_gate1, t_shift2, t_scale2, t_gate2 = txt_G6D.chunk(6, dim=-1)
         img_attn_ND, txt_attn_TD = self.attn(
-            image.modulate(self.img_norm1(img_ND), shift1, scale1 + 1),
-            text.modulate(self.txt_norm1(txt_TD), t_shift1, t_scale1 + 1),
-            rope_MP,
-            joint,
+            modulated(self.img_norm1, image, img_ND, shift1, scale1),
+            modulated(self.txt_norm1, text, txt_TD, t_shift1, t_scale1),
+            layout,
             attention,
             text_out=not self.is_last,
         )
         img_ND = image.add_gated(img_ND, gate1, img_attn_ND)
-        img_ND = image.add_gated(
-            img_ND, gate2, self.img_mlp(image.modulate(self.img_norm2(img_ND), shift2, scale2 + 1))
-        )
+        update_ND = self.img_mlp(modulated(self.img_norm2, image, img_ND, shift2, scale2))
+        img_ND = image.add_gated(img_ND, gate2, update_ND)
         if txt_attn_TD is not None:
             txt_TD = text.add_gated(txt_TD, t_gate1, txt_attn_TD)
-            update_TD = self.txt_mlp(text.modulate(self.txt_norm2(txt_TD), t_shift2, t_scale2 + 1))
+            update_TD = self.txt_mlp(modulated(self.txt_norm2, text, txt_TD, t_shift2, t_scale2))
             txt_TD = text.add_gated(txt_TD, t_gate2, update_TD)
         return txt_TD, img_ND
+
+
+def modulated(norm: RMSNorm, segments: Segments, x_ND: Tensor, shift_GD: Tensor, scale_GD: Tensor) -> Tensor:
+    """norm(x)·(1 + scale) + shift; the norm's weight joins the segments' rows, which are fewer than the tokens."""
+    return segments.norm_modulate(x_ND, shift_GD, norm.weight * (scale_GD + 1), norm.eps)
 
 
 class JointAttention(nn.Module):
@@ -266,19 +374,19 @@ class JointAttention(nn.Module):
         self,
         img_ND: Tensor,
         txt_TD: Tensor,
-        rope_MP: Tensor,
-        joint: AttentionPlan,
+        layout: Layout,
         attention: AttentionBackend,
         *,
         text_out: bool,
     ) -> tuple[Tensor, Tensor | None]:
-        # [N, 3·A·P] -> 3 × [N, A, P]
-        q_img, k_img, v_img = self.img_qkv(img_ND).unflatten(-1, (3, self.heads, -1)).unbind(1)
-        q_txt, k_txt, v_txt = self.txt_qkv(txt_TD).unflatten(-1, (3, self.heads, -1)).unbind(1)
-        q_MAP = rotate(torch.cat([self.norm_q(q_img), self.norm_added_q(q_txt)]), rope_MP)
-        k_MAP = rotate(torch.cat([self.norm_k(k_img), self.norm_added_k(k_txt)]), rope_MP)
-        out_MD = attention(q_MAP, k_MAP, torch.cat([v_img, v_txt]), joint).flatten(-2)
-        img_ND, txt_TD = out_MD.split([len(img_ND), len(txt_TD)])
+        weights = (
+            torch.stack([self.norm_q.weight, self.norm_k.weight]),
+            torch.stack([self.norm_added_q.weight, self.norm_added_k.weight]),
+        )
+        projections = self.img_qkv(img_ND), self.txt_qkv(txt_TD)
+        joint = layout.joint
+        q_RAP, k_RAP, v_RAP = joint_heads(projections, weights, layout.rope_RP, joint, eps=self.norm_q.eps)
+        img_ND, txt_TD = joint.part(attention(q_RAP, k_RAP, v_RAP, joint).flatten(-2))
         return self.to_out[0](img_ND), self.to_add_out(txt_TD) if text_out else None
 
 
@@ -317,8 +425,16 @@ class OutputNorm(nn.Module):
         super().__init__()
         self.linear = nn.Linear(dim, 2 * dim)
 
-    def forward(self, x_ND: Tensor, temb_GD: Tensor, image: Segments) -> Tensor:
-        scale_GD, shift_GD = self.linear(F.silu(temb_GD)).chunk(2, dim=-1)
+    def modulation(self, temb_GD: Tensor) -> Tensor:
+        """Scale and shift [G, 2·D]."""
+        out: Tensor = self.linear(F.silu(temb_GD))
+        return out
+
+    def forward(self, x_ND: Tensor, temb_GD: Tensor | None, rows_G2D: Tensor | None, image: Segments) -> Tensor:
+        if rows_G2D is None:
+            assert temb_GD is not None
+            rows_G2D = self.modulation(temb_GD)
+        scale_GD, shift_GD = rows_G2D.chunk(2, dim=-1)
         return image.modulate(F.layer_norm(x_ND, x_ND.shape[-1:], eps=1e-6), shift_GD, scale_GD + 1)
 
 
@@ -332,8 +448,8 @@ def timestep_embedding(timestep_G: Tensor) -> Tensor:
     return torch.cat([angle_GK.cos(), angle_GK.sin()], dim=-1)
 
 
-def rope_table(grids: Tensor, text_offsets: Tensor, axes: Sequence[int]) -> Tensor:
-    """Rotary positions of the joint buffer, all image tokens and then all text tokens: complex64 [M, 1, P/2].
+def rope_table(grids: Tensor, text_offsets: Tensor, axes: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Rotary positions of all image tokens and of all text tokens: complex64 [N, 1, P/2], [T, 1, P/2].
 
     Height and width are centred (n rows have positions -(n - n//2) … n//2 - 1), the frame is 0. Text starts just
     beyond the image's positive corner, at max(h//2, w//2), and runs upward with the same index on all three axes.
@@ -359,14 +475,8 @@ def rope_table(grids: Tensor, text_offsets: Tensor, axes: Sequence[int]) -> Tens
         for axis, size in enumerate(axes)
     ]
     angle_MP = torch.cat(angles, dim=-1)[:, None]
-    return torch.polar(torch.ones_like(angle_MP), angle_MP)
-
-
-def rotate(x_MAP: Tensor, rope_MP: Tensor) -> Tensor:
-    """Rotate adjacent channel pairs (2k, 2k+1), in float32 at least."""
-    exact = torch.promote_types(x_MAP.dtype, torch.float32)
-    pairs = torch.view_as_complex(x_MAP.to(exact).unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * rope_MP).flatten(-2).to(x_MAP.dtype)
+    image, text = torch.polar(torch.ones_like(angle_MP), angle_MP).split([len(row_N), len(text_T)])
+    return image, text
 
 
 def build(

@@ -1,6 +1,6 @@
 """A small text encoder, trained together with the denoiser: for toy worlds, tests and first experiments.
 
-Suffixes: T text tokens of all prompts, E width, A heads, P channels per head.
+Suffixes: T text tokens of all prompts, R rows of the plan's layout, E width, A heads, P channels per head.
 
 Its vocabulary is learned from the captions (byte-level byte pairs, so that any text has tokens), its features by the
 denoiser's loss. Prompts are packed without padding, as everywhere.
@@ -8,23 +8,28 @@ denoiser's loss. Prompts are packed without padding, as everywhere.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import json
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 
-from lens_core.diffusion.attention import AttentionPlan, plan_attention, reference_attention
+from lens_core.diffusion.attention import AttentionPlan, attention_backend
 from lens_core.diffusion.norms import RMSNorm
+from lens_core.diffusion.weights.checkpoint import load_weights, save_weights
 from lens_core.errors import ArtifactError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from lens_core.diffusion.text_encoders.small.config import SmallTextEncoderConfig
 
 __all__ = ["SmallTextEncoder", "learn_vocabulary"]
+
+ATTENTION = attention_backend("reference")
 
 
 class SmallTextEncoder(nn.Module):
@@ -72,7 +77,7 @@ class SmallTextEncoder(nn.Module):
             offsets: int32 [G+1], where each prompt begins.
         """
         lengths = offsets.diff().tolist()
-        plan = plan_attention(lengths, device=ids_T.device)
+        plan = ATTENTION.plan(lengths, device=ids_T.device)
         position_T = torch.cat([torch.arange(length) for length in lengths]).to(ids_T.device)
         x_TE = self.embedding(ids_T) + self.position(position_T)
         for layer in self.layers:
@@ -86,23 +91,37 @@ class SmallTextEncoder(nn.Module):
         forward = sum(length * per_token + 4 * length * length * e for length in lengths)
         return 3.0 * len(self.layers) * forward
 
-    def files(self) -> dict[str, Any]:
-        """What a model folder stores besides the weights: text files by name."""
-        return {"tokenizer.json": self.tokenizer.to_str(pretty=True)}
+    def save(self, folder: Path) -> None:
+        """Write `text_encoder/` of the model folder `folder`: its settings, tokenizer and weights."""
+        own = folder / "text_encoder"
+        save_weights(self, own, "model")
+        settings = json.dumps(self.config.model_dump(mode="json"), indent=2)
+        (own / "config.json").write_text(settings + "\n", encoding="utf-8")
+        (own / "tokenizer.json").write_text(self.tokenizer.to_str(pretty=True), encoding="utf-8")
 
     @classmethod
-    def from_files(cls, config: SmallTextEncoderConfig, files: dict[str, str]) -> SmallTextEncoder:
-        """The encoder of a model folder, before its weights are loaded.
+    def from_folder(
+        cls,
+        config: SmallTextEncoderConfig,
+        folder: Path,
+        *,
+        template: Mapping[str, str] | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> SmallTextEncoder:
+        """The encoder of a model folder; it has no use for a template.
 
         Raises:
-            ArtifactError: the tokenizer is absent or damaged.
+            ArtifactError: the tokenizer or the weights are absent or damaged.
         """
-        text = files["tokenizer.json"]
+        where = folder / "text_encoder" / "tokenizer.json"
         try:
-            Tokenizer.from_str(text)
+            encoder = cls(config, tokenizer=where.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ArtifactError(f"{where} cannot be read: {error.strerror or error}") from error
         except Exception as error:  # tokenizers raises nothing more precise
-            raise ArtifactError(f"text_encoder/tokenizer.json is damaged: {error}") from error
-        return cls(config, tokenizer=text)
+            raise ArtifactError(f"{where} is damaged: {error}") from error
+        load_weights(encoder, folder / "text_encoder", "model", dtype=dtype or torch.float32)
+        return encoder
 
 
 class Layer(nn.Module):
@@ -124,8 +143,9 @@ class Layer(nn.Module):
         return 2 * width
 
     def forward(self, x_TE: Tensor, plan: AttentionPlan) -> Tensor:
-        q_TAP, k_TAP, v_TAP = self.qkv(self.norm1(x_TE)).unflatten(-1, (3, self.heads, -1)).unbind(1)
-        x_TE = x_TE + self.out(reference_attention(q_TAP, k_TAP, v_TAP, plan).flatten(-2))
+        q_RAP, k_RAP, v_RAP = plan.join(self.qkv(self.norm1(x_TE)).unflatten(-1, (3, self.heads, -1))).unbind(1)
+        (attended_TE,) = plan.part(ATTENTION(q_RAP, k_RAP, v_RAP, plan).flatten(-2))
+        x_TE = x_TE + self.out(attended_TE)
         y_TE = self.norm2(x_TE)
         return x_TE + self.w2(F.silu(self.w1(y_TE)) * self.w3(y_TE))
 

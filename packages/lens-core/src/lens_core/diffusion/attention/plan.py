@@ -1,0 +1,96 @@
+"""The joint layout: a segment's tokens of all streams lie together, perhaps with rows between that hold none.
+
+Suffixes: N, T tokens of a stream; R rows of the joint layout.
+
+The denoiser's streams keep their tokens in buffers of their own. For attention they are written into one buffer of
+rows, segment after segment, and afterwards read back. Each token has one row, so either way is a look-up, and each
+is the other's transpose: no backward pass adds anything up.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["AttentionPlan", "places_of"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionPlan:
+    """Where the tokens of each stream lie in the joint layout. Backends add what they need.
+
+    Args:
+        rows: rows R of the joint layout.
+        places: for each stream the row of each token [N]; None if the only stream is the layout as it lies.
+        holes: whether there are rows that hold no token.
+    """
+
+    rows: int
+    places: tuple[Tensor, ...] | None
+    holes: bool
+
+    def join(self, *streams: Tensor) -> Tensor:
+        """Streams [N, …], [T, …] to rows [R, …], zero where no token lies."""
+        return streams[0] if self.places is None else _Join.apply(self, *streams)
+
+    def part(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """Rows back to the streams: the transpose of `join`."""
+        return (rows,) if self.places is None else _Part.apply(self, rows)
+
+    def scatter(self, *streams: Tensor) -> Tensor:
+        """`join` without a gradient."""
+        if self.places is None:
+            return streams[0]
+        first = streams[0]
+        empty = first.new_zeros if self.holes else first.new_empty
+        rows = empty(self.rows, *first.shape[1:])
+        for place, stream in zip(self.places, streams, strict=True):
+            rows.index_copy_(0, place, stream)
+        return rows
+
+    def gather(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """`part` without a gradient."""
+        return (rows,) if self.places is None else tuple(rows.index_select(0, place) for place in self.places)
+
+
+def places_of(lengths: Sequence[Sequence[int]], starts: Sequence[int]) -> tuple[Tensor, ...]:
+    """For each stream the row of each token, where segment g begins at row `starts[g]`; on the CPU.
+
+    A segment's rows hold its tokens of the first stream, then of the second.
+    """
+    places, next_G = [], torch.tensor(starts)
+    for stream in lengths:
+        size_G = torch.tensor(stream)
+        segment_N = torch.repeat_interleave(size_G)
+        inside_N = torch.arange(len(segment_N)) - (size_G.cumsum(0) - size_G)[segment_N]
+        places.append(next_G[segment_N] + inside_N)
+        next_G = next_G + size_G
+    return tuple(places)
+
+
+class _Join(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, plan: AttentionPlan, *streams: Tensor) -> Tensor:
+        ctx.plan = plan
+        return plan.scatter(*streams)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return None, *ctx.plan.gather(grads[0])
+
+
+class _Part(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, plan: AttentionPlan, rows: Tensor) -> tuple[Tensor, ...]:
+        ctx.plan = plan
+        return plan.gather(rows)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor]:
+        return None, ctx.plan.scatter(*grads)

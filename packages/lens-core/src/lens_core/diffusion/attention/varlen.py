@@ -1,0 +1,56 @@
+"""Attention by variable-length kernels: no padding at all. CUDA, half precision.
+
+Suffixes: R rows, A heads, P channels per head.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn.attention.varlen import varlen_attn
+
+from lens_core.diffusion.attention.plan import AttentionPlan, places_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["PackedPlan", "VarlenAttention"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedPlan(AttentionPlan):
+    """A layout without holes; `offsets` int32 [G+1] says where segments begin, `longest` is the longest of them."""
+
+    offsets: Tensor
+    longest: int
+
+
+class VarlenAttention:
+    """`torch.nn.attention.varlen`."""
+
+    def plan(self, *lengths: Sequence[int], device: torch.device) -> PackedPlan:
+        """Segments one after another, in the order of the batch."""
+        joint = [sum(parts) for parts in zip(*lengths, strict=True)]
+        offsets = [0, *accumulate(joint)]
+        places = None
+        if len(lengths) > 1:
+            places = tuple(place.to(device) for place in places_of(lengths, offsets[:-1]))
+        return PackedPlan(
+            rows=offsets[-1],
+            places=places,
+            holes=False,
+            offsets=torch.tensor(offsets, dtype=torch.int32, device=device),
+            longest=max(joint, default=0),
+        )
+
+    def __call__(self, q_RAP: Tensor, k_RAP: Tensor, v_RAP: Tensor, plan: AttentionPlan) -> Tensor:
+        """Attend."""
+        assert isinstance(plan, PackedPlan)
+        output: Tensor = varlen_attn(  # type: ignore[assignment]
+            q_RAP, k_RAP, v_RAP.contiguous(), plan.offsets, plan.offsets, plan.longest, plan.longest
+        )
+        return output

@@ -1,0 +1,72 @@
+"""Where models come from: a folder here, a folder in an object store, or a repository on the Hugging Face hub."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lens_core.errors import ArtifactError, LensError
+from lens_core.storage import urls
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["local_model"]
+
+_PARTS = ("transformer", "text_encoder", "tokenizer", "vae", "scheduler")
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+
+
+@contextmanager
+def local_model(url: str) -> Iterator[Path]:
+    """A model's folder on this machine; what had to be copied from an object store is removed afterwards.
+
+    Args:
+        url: a folder, an fsspec URL, or owner/name on the hub, whose download is kept in the hub's own cache.
+
+    Raises:
+        ArtifactError: there is nothing; messages of what is done with the folder name `url`, not the copy.
+    """
+    if urls.is_local(url):
+        folder = urls.local_path(url).expanduser()
+        if not folder.exists() and _HUB_ID.fullmatch(url):
+            folder = _from_hub(url)
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="lens-model-") as copy:
+        for name in _names(url):
+            target = Path(copy, name)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with urls.open_read(urls.join(url, name)) as source, target.open("wb") as sink:
+                while block := source.read(2**24):
+                    sink.write(block)
+        try:
+            yield Path(copy)
+        except LensError as error:
+            raise type(error)(str(error).replace(copy, url.rstrip("/"))) from error
+
+
+def _names(url: str) -> list[str]:
+    """What belongs to a model, of all that lies in its folder."""
+    if not urls.exists(url):
+        return []
+    return [name for name in urls.walk(url) if name.endswith(".json") or name.split("/")[0] in _PARTS]
+
+
+def _from_hub(name: str) -> Path:
+    # Imported here: most models are folders, and the client of the hub is slow to import.
+    from huggingface_hub import snapshot_download  # noqa: PLC0415
+    from huggingface_hub.errors import HfHubHTTPError  # noqa: PLC0415
+
+    wanted = [
+        "*.json",
+        *(f"{part}/*.{ending}" for part in _PARTS for ending in ("json", "safetensors", "txt", "jinja")),
+    ]
+    try:
+        return Path(snapshot_download(name, allow_patterns=wanted))
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        reason = " ".join(str(error).split()).split(". ")[0]
+        raise ArtifactError(f"{name} is no folder here, and cannot be had from the hub: {reason}") from error

@@ -1,0 +1,1 @@
+"""Second-order steps along the flow, at one velocity call each."""

@@ -1,0 +1,260 @@
+"""LoRAs on a module, with peft's layers.
+
+    load_lora(model, Path("watercolour.safetensors"), name="watercolour")
+    load_lora(model, Path("portraits.safetensors"), name="portraits", scale=0.5)   # both are on
+    set_loras(model, {"watercolour": 0.8})                                         # the other is off
+    fuse_loras(model)                                                              # no cost per step any more
+
+A loaded LoRA stands beside its linears until it is unloaded, so that it can be weighed and switched at any time.
+`lora_file` says which files fit.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import re
+from collections import Counter, defaultdict
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from lens_core.diffusion.weights.checkpoint import write_safetensors
+from lens_core.diffusion.weights.lora_file import DIFFUSERS_METADATA, Factors, read_lora
+from lens_core.errors import ConfigError, MissingExtraError
+from lens_core.specs import pip_line
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
+
+__all__ = ["fuse_loras", "load_lora", "save_lora", "set_loras", "unfuse_loras", "unload_loras"]
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+
+
+def load_lora(
+    module: nn.Module, source: Path | str | Mapping[str, Tensor], *, name: str = "default", scale: float = 1.0
+) -> list[str]:
+    """Put a LoRA on a module, beside those that are there already.
+
+    Its weights take device and dtype of the linears, and no gradient; the module's own weights stay as they are.
+
+    Args:
+        module: a denoiser, or any module with linears.
+        source: a .safetensors file, a folder that peft or diffusers wrote, or tensors by the names that a file has.
+        name: what `set_loras` and `save_lora` call it.
+        scale: how strongly it acts; 1 is as trained.
+
+    Returns:
+        The names of the linears that it changes.
+
+    Raises:
+        ArtifactError: the file is damaged, fits nothing in the module, or not altogether; the message names the keys.
+            The module is as it was.
+        ConfigError: the name is taken or no name, the scale is no number, the file is no .safetensors file, or loras
+            are fused.
+        MissingExtraError: peft is not installed.
+    """
+    peft = _peft()
+    layers = _layers(module)
+    if not _NAME.fullmatch(name):
+        raise ConfigError(f"{name!r} is no name for a LoRA: letters, digits, - and _, please")
+    if name in _names(layers):
+        raise ConfigError(f"there is a LoRA {name!r} already: unload_loras, or give this one another name")
+    _check_scales({name: scale})
+    _check_not_fused(layers)
+    linears = {key: layer.get_base_layer() for key, layer in layers.items()}
+    inside = tuple(key + "." for key in layers)
+    for key, part in module.named_modules():
+        if isinstance(part, nn.Linear) and not key.startswith(inside):
+            linears[key] = part
+    found = read_lora(source, {key: linear for key, linear in linears.items() if isinstance(linear, nn.Linear)})
+
+    active = _active(layers)
+    trained = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
+    # peft would warn that the module has configs already, and each time freeze the module's own weights.
+    configs = module.__dict__.pop("peft_config", {})
+    peft.inject_adapter_in_model(_config(peft, found), module, adapter_name=name, low_cpu_mem_usage=True)
+    module.peft_config = {**configs, **module.peft_config}  # type: ignore[dict-item, assignment]
+    for parameter, requires_grad in trained:
+        parameter.requires_grad_(requires_grad)
+
+    layers = _layers(module)
+    for key, factors in found.items():
+        weight = layers[key].get_base_layer().weight
+        for linear, factor in ((layers[key].lora_A[name], factors.down_RI), (layers[key].lora_B[name], factors.up_OR)):
+            linear.weight = nn.Parameter(factor.to(weight.device, weight.dtype), requires_grad=False)
+        layers[key].set_scale(name, scale)
+    _activate(layers, [*active, name])
+    return list(found)
+
+
+def set_loras(module: nn.Module, scales: Mapping[str, float]) -> None:
+    """Say which of the loaded LoRAs act, and how strongly. Those that are not named are off.
+
+    Args:
+        module: the module that carries them.
+        scales: by name; 1 is as trained, 0 is off, and negative ones turn it round.
+
+    Raises:
+        ConfigError: there is no LoRA of that name, a scale is no number, or LoRAs are fused.
+    """
+    layers = _layers(module)
+    _check_known(layers, scales)
+    _check_scales(scales)
+    _check_not_fused(layers)
+    for layer in layers.values():
+        for name, scale in scales.items():
+            layer.set_scale(name, scale)
+    _activate(layers, list(scales))
+
+
+def fuse_loras(module: nn.Module) -> None:
+    """Add the LoRAs that are on, with their scales, to the module's own weights. What is fused already stays so.
+
+    In half precision the sum is rounded; `unfuse_loras` then gives back the weights but for that rounding.
+    """
+    for layer in _layers(module).values():
+        if not layer.merged:
+            layer.merge()
+
+
+def unfuse_loras(module: nn.Module) -> None:
+    """Subtract what `fuse_loras` added; the LoRAs are on as before."""
+    for layer in _layers(module).values():
+        if layer.merged:
+            layer.unmerge()
+
+
+def unload_loras(module: nn.Module) -> None:
+    """Take all LoRAs off: the module has its plain linears again.
+
+    What is fused stays in the weights. So `fuse_loras` and then this make a model of its own, which can be saved.
+    """
+    for key, layer in _layers(module).items():
+        owner, _, name = key.rpartition(".")
+        setattr(module.get_submodule(owner), name, layer.get_base_layer())
+    module.__dict__.pop("peft_config", None)
+
+
+def save_lora(module: nn.Module, path: Path, name: str = "default", *, prefix: str = "transformer.") -> None:
+    """Write one LoRA of a module, as diffusers does.
+
+    Keys are `<prefix><linear>.lora_A.weight`. Readers disagree on where alpha stands, so that there is none: B is
+    multiplied by alpha / rank. What `set_loras` said does not enter.
+
+    Args:
+        module: the module that carries it, or peft's wrapper around it.
+        path: a .safetensors file.
+        name: which LoRA.
+        prefix: before each key; ComfyUI takes `diffusion_model.` for every model.
+
+    Raises:
+        ConfigError: there is no such LoRA, it is no plain one, or `path` is no .safetensors file.
+        StorageError: the file cannot be written.
+    """
+    if path.suffix != ".safetensors":
+        raise ConfigError(f"{path}: a LoRA is written as a .safetensors file")
+    layers = _layers(module)
+    _check_known(layers, [name])
+    weights, ranks = {}, {}
+    for key, layer in layers.items():
+        if name not in layer.lora_A:
+            continue
+        if name in layer.lora_variant or layer.lora_bias.get(name):
+            raise ConfigError(f"the LoRA {name!r} is no plain one: its form cannot be written")
+        linear, rank = key.removeprefix("base_model.model."), layer.r[name]
+        trained = layer.lora_alpha[name] / (math.sqrt(rank) if layer.use_rslora[name] else rank)
+        weights[f"{prefix}{linear}.lora_A.weight"] = layer.lora_A[name].weight.detach()
+        weights[f"{prefix}{linear}.lora_B.weight"] = layer.lora_B[name].weight.detach() * trained
+        ranks[linear] = rank
+    write_safetensors(path, weights, {"format": "pt", DIFFUSERS_METADATA: json.dumps(_diffusers_config(ranks))})
+
+
+def _config(peft: Any, found: Mapping[str, Factors]) -> Any:
+    """Exactly these linears, each with its rank and alpha. Peft takes regexes for names."""
+    first = next(iter(found.values()))
+    return peft.LoraConfig(
+        r=first.rank,
+        lora_alpha=first.alpha,
+        target_modules=_any_of(found),
+        rank_pattern=_patterns({key: factors.rank for key, factors in found.items() if factors.rank != first.rank}),
+        alpha_pattern=_patterns({key: factors.alpha for key, factors in found.items() if factors.alpha != first.alpha}),
+        init_lora_weights=False,
+        inference_mode=True,
+    )
+
+
+def _patterns(values: Mapping[str, float]) -> dict[str, float]:
+    """A regex per value rather than per name: peft tries each on each module."""
+    names = defaultdict(list)
+    for name, value in values.items():
+        names[value].append(name)
+    return {f"^({_any_of(some)})": value for value, some in names.items()}
+
+
+def _any_of(names: Iterable[str]) -> str:
+    return "|".join(map(re.escape, names))
+
+
+def _diffusers_config(ranks: Mapping[str, int]) -> dict[str, Any]:
+    """What diffusers makes a `LoraConfig` of: the most frequent rank, and the linears that have another."""
+    rank = Counter(ranks.values()).most_common(1)[0][0]
+    others = {key: own for key, own in ranks.items() if own != rank}
+    same = {"r": rank, "lora_alpha": rank, "rank_pattern": others, "alpha_pattern": others}
+    return {f"transformer.{field}": value for field, value in (same | {"target_modules": list(ranks)}).items()}
+
+
+def _layers(module: nn.Module) -> dict[str, Any]:
+    """The linears that carry LoRAs, by name."""
+    layer_class = _peft().tuners.lora.LoraLayer
+    return {key: part for key, part in module.named_modules() if isinstance(part, layer_class)}
+
+
+def _names(layers: Mapping[str, Any]) -> list[str]:
+    return sorted({name for layer in layers.values() for name in layer.lora_A})
+
+
+def _active(layers: Mapping[str, Any]) -> list[str]:
+    """All layers agree, also on names that they do not have."""
+    return list(next(iter(layers.values())).active_adapters) if layers else []
+
+
+def _activate(layers: Mapping[str, Any], names: list[str]) -> None:
+    for layer in layers.values():
+        trained = [(parameter, parameter.requires_grad) for parameter in layer.parameters()]
+        layer.set_adapter(names)
+        for parameter, requires_grad in trained:
+            parameter.requires_grad_(requires_grad)
+
+
+def _check_known(layers: Mapping[str, Any], names: Iterable[str]) -> None:
+    have = _names(layers)
+    for name in names:
+        if name not in have:
+            there = f"there are {', '.join(map(repr, have))}" if have else "none is loaded"
+            raise ConfigError(f"there is no LoRA {name!r}: {there}")
+
+
+def _check_scales(scales: Mapping[str, float]) -> None:
+    for name, scale in scales.items():
+        if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not math.isfinite(scale):
+            raise ConfigError(f"the scale {scale!r} of the LoRA {name!r} is no finite number")
+
+
+def _check_not_fused(layers: Mapping[str, Any]) -> None:
+    if any(layer.merged for layer in layers.values()):
+        raise ConfigError("the LoRAs are fused into the weights: unfuse_loras first")
+
+
+def _peft() -> Any:
+    """Peft, when it is needed: it brings transformers along."""
+    try:
+        return importlib.import_module("peft")
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            f"LoRAs need the library {error.name!r}, which is not installed; "
+            f"install it with: {pip_line('lens-core[diffusion]')}"
+        ) from error
