@@ -173,9 +173,10 @@ def measure(trainer: Trainer, steps: int) -> dict[str, Any]:
 
 
 def _seconds(calls: Counter[Call]) -> float:
-    """The best time of all products in a row, on random matrices of the recorded layouts.
+    """The time of all products in a row, on random matrices of the recorded layouts.
 
-    Every call has matrices of its own, as in the step: repeating one call would time it on warm caches.
+    Every call has matrices of its own, as in the step: repeating one call would time it on warm caches. It is taken
+    once, like the step's, so that the medians of both mean the same.
     """
     jobs = []
     for (name, layouts), count in calls.items():
@@ -187,7 +188,7 @@ def _seconds(calls: Counter[Call]) -> float:
         for product, matrices in jobs:
             product(*matrices)
 
-    return _time(run, 3)
+    return _time(run, 1)
 
 
 def _time(run: Callable[[], Any], repeats: int) -> float:

@@ -70,7 +70,9 @@ def pack(samples):
 
 def random_lens(*, seed=0, dtype=torch.float64, **changes):
     """A tiny model in which no weight is zero or one, so that every part of it shows."""
-    model = LensTransformer2DModel(**{**TINY, **changes})
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = LensTransformer2DModel(**{**TINY, **changes})
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -34,8 +34,8 @@ def attend(q, k, v, streams, backend=REFERENCE, device=CPU):
     """A backend over the buffer, as the denoiser calls it."""
     plan = backend.plan(*streams, device=device)
     sizes = [sum(lengths) for lengths in streams]
-    rows = [plan.join(*x.split(sizes)) for x in (q, k, v)]
-    return torch.cat(plan.part(backend(*rows, plan)))
+    rows = [plan.join(*x.split(sizes)).split(plan.sections) for x in (q, k, v)]
+    return torch.cat(plan.part(backend(list(zip(*rows, strict=True)), plan)))
 
 
 def tokens_of(streams):
@@ -83,7 +83,7 @@ def check_plan(streams):
     assert len(rows) == plan.rows == sum(group.count * group.size for group in plan.groups)
     # Every token has one row, the other rows are zero, and there is a way back.
     assert sorted(rows[rows > 0].tolist()) == tokens[:, 0].tolist()
-    assert plan.holes == (len(tokens) < len(rows))
+    assert ([] if plan.holes is None else plan.holes.tolist()) == (rows[:, 0] == 0).nonzero()[:, 0].tolist()
     assert torch.equal(torch.cat(plan.part(rows)), tokens)
     # A row of a dense call holds one segment, all of it, in the order of its streams, with the padding at its end.
     segments = sorted([token + 1 for token in places] for places in tokens_of(streams) if places)

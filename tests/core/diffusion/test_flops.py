@@ -33,9 +33,9 @@ BATCHES = [
 class WithoutPadding(VarlenAttention):
     """An attention backend that calls each segment for itself."""
 
-    def __call__(self, q_RAP, k_RAP, v_RAP, plan):
+    def __call__(self, sections, plan):
         cuts = plan.offsets[1:-1].tolist()
-        segments = zip(*(x.transpose(0, 1).tensor_split(cuts, dim=1) for x in (q_RAP, k_RAP, v_RAP)), strict=True)
+        segments = zip(*(x.transpose(0, 1).tensor_split(cuts, dim=1) for x in sections[0]), strict=True)
         outputs = [F.scaled_dot_product_attention(*(x[None] for x in parts))[0] for parts in segments]
         return torch.cat(outputs, dim=1).transpose(0, 1)
 

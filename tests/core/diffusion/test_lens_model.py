@@ -396,3 +396,61 @@ def test_backward_twice_gives_the_same_bits(samples):
         model.forward_ragged(batch).square().sum().backward()
         runs.append([parameter.grad for parameter in model.parameters() if parameter.grad is not None])
     assert all(torch.equal(first, second) for first, second in zip(*runs, strict=True))
+
+
+def test_checkpointing_changes_no_gradient(samples):
+    """The blocks are computed again in the backward pass, from their inputs."""
+    gradients, forwards = [], []
+    for enabled in (False, True):
+        model = random_lens()
+        model.enable_gradient_checkpointing(enabled)
+        calls = []
+        model.transformer_blocks[0].register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
+        batch = pack(samples)
+        for layer in batch.text:
+            layer.requires_grad_()
+        model.forward_ragged(batch).sin().sum().backward()
+        forwards.append(len(calls))
+        gradients.append([p.grad for p in model.parameters() if p.grad is not None])
+    assert forwards == [1, 2]
+    torch.testing.assert_close(*gradients, rtol=0, atol=1e-12)
+
+
+def test_modulation_computed_ahead_changes_nothing(samples):
+    """One row for each different time, whichever segments share it."""
+    model = random_lens()
+    batch = pack(samples)
+    times, rows = batch.timestep.unique(return_inverse=True)
+    table = model.modulation(times).take(rows)
+    assert len(table.out) == len(times)
+    torch.testing.assert_close(
+        model.forward_ragged(batch, modulation=table), model.forward_ragged(batch), rtol=0, atol=1e-12
+    )
+    # It is all that the modulation layers are needed for.
+    for module in model.modulation_modules():
+        module.to("meta")
+    torch.testing.assert_close(
+        model.forward_ragged(batch, modulation=table), random_lens().forward_ragged(batch), rtol=0, atol=1e-12
+    )
+
+
+def test_a_moment_of_the_same_segments_keeps_the_layout(samples):
+    model = random_lens()
+    batch = pack(samples)
+    model.forward_ragged(batch)
+    (layout,) = batch.derived.values()
+    later = batch.at(batch.image * 2, batch.timestep / 2)
+    assert model.forward_ragged(later).shape == batch.image.shape
+    assert list(later.derived.values()) == [layout]
+    fresh = pack(samples).at(batch.image * 2, batch.timestep / 2)
+    assert torch.equal(model.forward_ragged(later), model.forward_ragged(fresh))
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_another_attention_backend(samples):
+    model = random_lens(dtype=torch.float32)
+    batch = pack([sample.to(torch.float32) for sample in samples])
+    expected = model.forward_ragged(batch)
+    model.set_attention_backend("flex")
+    with torch.no_grad():
+        torch.testing.assert_close(model.forward_ragged(batch), expected, rtol=1e-5, atol=1e-5)

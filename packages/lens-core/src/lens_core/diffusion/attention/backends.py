@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     from lens_core.diffusion.attention.plan import AttentionPlan
 
+    Heads = tuple[Tensor, Tensor, Tensor]
+
 __all__ = ["BACKENDS", "AttentionBackend", "attention_backend"]
 
 BACKENDS = {
@@ -31,8 +33,8 @@ class AttentionBackend(Protocol):
         """The plan of a batch: for each stream the tokens of each segment, and where the buffers live."""
         ...
 
-    def __call__(self, q_RAP: Tensor, k_RAP: Tensor, v_RAP: Tensor, plan: AttentionPlan) -> Tensor:
-        """Attend: queries, keys, values [R, A, P] in the plan's joint layout to [R, A, P]."""
+    def __call__(self, sections: Sequence[Heads], plan: AttentionPlan) -> Tensor:
+        """Attend: queries, keys and values of each section of the plan's joint layout to all rows [R, A, P]."""
         ...
 
 

@@ -20,6 +20,8 @@ from lens_core.diffusion.attention.plan import AttentionPlan, places_of
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from lens_core.diffusion.attention.backends import Heads
+
 __all__ = ["FlexAttention", "MaskedPlan"]
 
 BLOCK = 128
@@ -50,14 +52,16 @@ class FlexAttention:
 
         return MaskedPlan(
             rows=rows,
+            sections=(rows,),
             places=tuple(p.to(device) for p in places_of(lengths, (size_G.cumsum(0) - size_G).tolist())),
-            holes=rows > tokens,
+            holes=torch.arange(tokens, rows, device=device) if rows > tokens else None,
             mask=create_block_mask(same_segment, None, None, rows, rows, device=device) if tokens else None,
         )
 
-    def __call__(self, q_RAP: Tensor, k_RAP: Tensor, v_RAP: Tensor, plan: AttentionPlan) -> Tensor:
+    def __call__(self, sections: Sequence[Heads], plan: AttentionPlan) -> Tensor:
         """Attend."""
         assert isinstance(plan, MaskedPlan)
+        ((q_RAP, k_RAP, v_RAP),) = sections
         if plan.mask is None:
             return v_RAP  # which holds no token
         q, k, v = (x.transpose(0, 1)[None] for x in (q_RAP, k_RAP, v_RAP))

@@ -18,6 +18,7 @@ from lens_core.diffusion.norms import rms_scale, unit_rms_backward
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from lens_core.diffusion.attention.backends import Heads
     from lens_core.diffusion.attention.plan import AttentionPlan
 
 __all__ = ["joint_heads", "rotate"]
@@ -25,8 +26,8 @@ __all__ = ["joint_heads", "rotate"]
 
 def joint_heads(
     projections: Sequence[Tensor], weights: Sequence[Tensor], rope_RP: Tensor, plan: AttentionPlan, *, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values [R, A, P].
+) -> list[Heads]:
+    """Queries, keys and values [R, A, P] of each section of the joint layout.
 
     Args:
         projections: for each stream [N, 3·D], all of q, then k, then v, each head after head.
@@ -35,15 +36,24 @@ def joint_heads(
         plan: the joint layout.
         eps: of the norms.
     """
-    q, k, v = _JointHeads.apply(plan, rope_RP, eps, *projections, *weights)
-    return q, k, v
+    flat = _JointHeads.apply(plan, rope_RP, eps, *projections, *weights)
+    return [flat[i : i + 3] for i in range(0, len(flat), 3)]
 
 
-def rotate(x_RAP: Tensor, rope_RP: Tensor) -> Tensor:
+def rotate(x_RAP: Tensor, rope_RP: Tensor, out: Tensor | None = None) -> Tensor:
     """Rotate adjacent channel pairs (2k, 2k+1), in float32 at least."""
     exact = torch.promote_types(x_RAP.dtype, torch.float32)
-    pairs = torch.view_as_complex(x_RAP.to(exact).unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * rope_RP).flatten(-2).to(x_RAP.dtype)
+    if out is not None and out.dtype == exact:
+        torch.mul(_pairs(x_RAP), rope_RP, out=_pairs(out))
+        return out
+    turned = torch.view_as_real(_pairs(x_RAP.to(exact)) * rope_RP).flatten(-2).to(x_RAP.dtype)
+    return turned if out is None else out.copy_(turned)
+
+
+def _pairs(x: Tensor) -> Tensor:
+    if x.stride(-1) != 1:  # as some backward passes leave their gradients
+        x = x.contiguous()
+    return torch.view_as_complex(x.unflatten(-1, (-1, 2)))
 
 
 class _JointHeads(torch.autograd.Function):
@@ -51,32 +61,38 @@ class _JointHeads(torch.autograd.Function):
     def forward(ctx: Any, plan: AttentionPlan, rope_RP: Tensor, eps: float, *inputs: Tensor) -> tuple[Tensor, ...]:
         half = len(inputs) // 2
         projections, weights = inputs[:half], inputs[half:]
-        p = weights[0].shape[-1]
-        units, scales, joined = [], [], []
-        for qkv_ND, weight_2P in zip(projections, weights, strict=True):
-            qkv = qkv_ND.unflatten(-1, (3, -1, p))
+        heads = projections[0].unflatten(-1, (3, -1, weights[0].shape[-1]))
+        rows = heads.new_empty(plan.rows, *heads.shape[1:])
+        units, scales = [], []
+        for place, qkv_ND, weight_2P in zip(plan.places or (), projections, weights, strict=True):
+            qkv = qkv_ND.view(-1, *heads.shape[1:])
             scale = rms_scale(qkv[:, :2], eps)
-            unit = (qkv[:, :2] * scale).to(qkv_ND.dtype)
-            joined.append(torch.cat([(unit * weight_2P[:, None]).to(unit.dtype), qkv[:, 2:]], dim=1))
+            unit = (qkv[:, :2] * scale).to(qkv.dtype)
+            rows[:, :2].index_copy_(0, place, (unit * weight_2P[:, None]).to(qkv.dtype))
+            rows[:, 2].index_copy_(0, place, qkv[:, 2])
             units.append(unit)
             scales.append(scale)
-        rows = plan.scatter(*joined)
-        qk = rotate(rows[:, :2], rope_RP[:, None])
+        if plan.holes is not None:
+            rows.index_fill_(0, plan.holes, 0.0)
+        rotate(rows[:, :2], rope_RP[:, None], out=rows[:, :2])
         ctx.plan = plan
         ctx.save_for_backward(rope_RP, *weights, *units, *scales)
-        return qk[:, 0], qk[:, 1], rows[:, 2]
+        return tuple(x for section in rows.split(plan.sections) for x in section.unbind(1))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        rope_RP, *saved = ctx.saved_tensors
+        plan, (rope_RP, *saved) = ctx.plan, ctx.saved_tensors
         third = len(saved) // 3
         weights, units, scales = saved[:third], saved[third : 2 * third], saved[2 * third :]
-        back_RP = rope_RP.conj()
-        rows = torch.stack([rotate(grads[0], back_RP), rotate(grads[1], back_RP), grads[2]], dim=1)
+        rows = grads[0].new_empty(plan.rows, 3, *grads[0].shape[1:])
+        parts = zip(rows.split(plan.sections), rope_RP.conj().split(plan.sections), strict=True)
+        for number, (section, back) in enumerate(parts):
+            q, k, v = grads[3 * number : 3 * number + 3]
+            section[:, 0], section[:, 1], section[:, 2] = rotate(q, back), rotate(k, back), v
         projection_grads, weight_grads = [], []
-        for grad, weight_2P, unit, scale in zip(ctx.plan.gather(rows), weights, units, scales, strict=True):
+        for grad, weight_2P, unit, scale in zip(plan.gather(rows), weights, units, scales, strict=True):
             weighted = grad[:, :2]
-            weight_grads.append((weighted * unit).sum((0, 2)))
+            weight_grads.append((weighted * unit).sum(0).sum(1))  # in this order both sums run along memory
             grad[:, :2] = unit_rms_backward(weighted * weight_2P[:, None], unit, scale)
             projection_grads.append(grad.flatten(1))
         return None, None, None, *projection_grads, *weight_grads

@@ -18,7 +18,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["AttentionPlan", "places_of"]
+__all__ = ["AttentionPlan", "holes_of", "places_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,13 +27,15 @@ class AttentionPlan:
 
     Args:
         rows: rows R of the joint layout.
+        sections: the rows of each call that the backend makes, in order; there is at least one.
         places: for each stream the row of each token [N]; None if the only stream is the layout as it lies.
-        holes: whether there are rows that hold no token.
+        holes: the rows that hold no token, if there are any.
     """
 
     rows: int
+    sections: tuple[int, ...]
     places: tuple[Tensor, ...] | None
-    holes: bool
+    holes: Tensor | None
 
     def join(self, *streams: Tensor) -> Tensor:
         """Streams [N, …], [T, …] to rows [R, …], zero where no token lies."""
@@ -47,16 +49,22 @@ class AttentionPlan:
         """`join` without a gradient."""
         if self.places is None:
             return streams[0]
-        first = streams[0]
-        empty = first.new_zeros if self.holes else first.new_empty
-        rows = empty(self.rows, *first.shape[1:])
+        rows = streams[0].new_empty(self.rows, *streams[0].shape[1:])
         for place, stream in zip(self.places, streams, strict=True):
             rows.index_copy_(0, place, stream)
-        return rows
+        return rows if self.holes is None else rows.index_fill_(0, self.holes, 0.0)
 
     def gather(self, rows: Tensor) -> tuple[Tensor, ...]:
         """`part` without a gradient."""
         return (rows,) if self.places is None else tuple(rows.index_select(0, place) for place in self.places)
+
+
+def holes_of(places: Sequence[Tensor], rows: int) -> Tensor | None:
+    """The rows, of so many, that no token has."""
+    taken = torch.zeros(rows, dtype=torch.bool)
+    for place in places:
+        taken[place] = True
+    return None if bool(taken.all()) else (~taken).nonzero()[:, 0]
 
 
 def places_of(lengths: Sequence[Sequence[int]], starts: Sequence[int]) -> tuple[Tensor, ...]:

@@ -12,10 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lens_core.diffusion.attention.plan import AttentionPlan, places_of
+from lens_core.diffusion.attention.plan import AttentionPlan, holes_of, places_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from lens_core.diffusion.attention.backends import Heads
 
 __all__ = ["MAX_WASTE", "GroupedPlan", "ReferenceAttention"]
 
@@ -59,24 +61,26 @@ class ReferenceAttention:
                 starts[member] = row
                 row += size
         if len(lengths) == 1 and (not groups or (len(groups) == 1 and groups[0].mask is None)):
-            return GroupedPlan(rows=row, places=None, holes=False, groups=tuple(groups))
+            return GroupedPlan(rows=row, sections=(row,), places=None, holes=None, groups=tuple(groups))
+        places = places_of(lengths, starts)
+        holes = holes_of(places, row) if row > sum(joint) else None
         return GroupedPlan(
             rows=row,
-            places=tuple(place.to(device) for place in places_of(lengths, starts)),
-            holes=row > sum(joint),
+            sections=tuple(group.count * group.size for group in groups) or (0,),
+            places=tuple(place.to(device) for place in places),
+            holes=None if holes is None else holes.to(device),
             groups=tuple(groups),
         )
 
-    def __call__(self, q_RAP: Tensor, k_RAP: Tensor, v_RAP: Tensor, plan: AttentionPlan) -> Tensor:
+    def __call__(self, sections: Sequence[Heads], plan: AttentionPlan) -> Tensor:
         """Attend, group by group."""
         assert isinstance(plan, GroupedPlan)
         if not plan.groups:
-            return v_RAP  # which holds no token
-        # [R, A, P] -> per group [count, A, size, P]
-        rows = [group.count * group.size for group in plan.groups]
+            return sections[0][2]  # which holds no token
         outputs = []
-        for group, *parts in zip(plan.groups, *(x.split(rows) for x in (q_RAP, k_RAP, v_RAP)), strict=True):
-            q, k, v = (part.unflatten(0, (group.count, group.size)).transpose(1, 2) for part in parts)
+        for group, heads in zip(plan.groups, sections, strict=True):
+            # [R, A, P] -> [count, A, size, P]
+            q, k, v = (x.unflatten(0, (group.count, group.size)).transpose(1, 2) for x in heads)
             output = F.scaled_dot_product_attention(q, k, v, attn_mask=group.mask)
             outputs.append(output.transpose(1, 2).flatten(0, 1))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)

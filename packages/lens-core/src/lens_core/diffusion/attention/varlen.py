@@ -18,6 +18,8 @@ from lens_core.diffusion.attention.plan import AttentionPlan, places_of
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from lens_core.diffusion.attention.backends import Heads
+
 __all__ = ["PackedPlan", "VarlenAttention"]
 
 
@@ -41,15 +43,17 @@ class VarlenAttention:
             places = tuple(place.to(device) for place in places_of(lengths, offsets[:-1]))
         return PackedPlan(
             rows=offsets[-1],
+            sections=(offsets[-1],),
             places=places,
-            holes=False,
+            holes=None,
             offsets=torch.tensor(offsets, dtype=torch.int32, device=device),
             longest=max(joint, default=0),
         )
 
-    def __call__(self, q_RAP: Tensor, k_RAP: Tensor, v_RAP: Tensor, plan: AttentionPlan) -> Tensor:
+    def __call__(self, sections: Sequence[Heads], plan: AttentionPlan) -> Tensor:
         """Attend."""
         assert isinstance(plan, PackedPlan)
+        ((q_RAP, k_RAP, v_RAP),) = sections
         output: Tensor = varlen_attn(  # type: ignore[assignment]
             q_RAP, k_RAP, v_RAP.contiguous(), plan.offsets, plan.offsets, plan.longest, plan.longest
         )

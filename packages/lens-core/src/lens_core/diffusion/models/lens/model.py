@@ -385,8 +385,8 @@ class JointAttention(nn.Module):
         )
         projections = self.img_qkv(img_ND), self.txt_qkv(txt_TD)
         joint = layout.joint
-        q_RAP, k_RAP, v_RAP = joint_heads(projections, weights, layout.rope_RP, joint, eps=self.norm_q.eps)
-        img_ND, txt_TD = joint.part(attention(q_RAP, k_RAP, v_RAP, joint).flatten(-2))
+        heads = joint_heads(projections, weights, layout.rope_RP, joint, eps=self.norm_q.eps)
+        img_ND, txt_TD = joint.part(attention(heads, joint).flatten(-2))
         return self.to_out[0](img_ND), self.to_add_out(txt_TD) if text_out else None
 
 

@@ -143,8 +143,9 @@ class Layer(nn.Module):
         return 2 * width
 
     def forward(self, x_TE: Tensor, plan: AttentionPlan) -> Tensor:
-        q_RAP, k_RAP, v_RAP = plan.join(self.qkv(self.norm1(x_TE)).unflatten(-1, (3, self.heads, -1))).unbind(1)
-        (attended_TE,) = plan.part(ATTENTION(q_RAP, k_RAP, v_RAP, plan).flatten(-2))
+        rows = plan.join(self.qkv(self.norm1(x_TE)).unflatten(-1, (3, self.heads, -1)))
+        heads = [section.unbind(1) for section in rows.split(plan.sections)]
+        (attended_TE,) = plan.part(ATTENTION(heads, plan).flatten(-2))
         x_TE = x_TE + self.out(attended_TE)
         y_TE = self.norm2(x_TE)
         return x_TE + self.w2(F.silu(self.w1(y_TE)) * self.w3(y_TE))
