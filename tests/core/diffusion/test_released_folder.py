@@ -109,7 +109,7 @@ def test_a_changed_template_is_refused(released):
     lens = json.loads((released / "lens.json").read_text())
     lens["template"]["system"] += "!"
     (released / "lens.json").write_text(json.dumps(lens))
-    with pytest.raises(ArtifactError, match="lens.json"):
+    with pytest.raises(ArtifactError, match=r"lens\.json"):
         load_model_folder(str(released))
 
 
