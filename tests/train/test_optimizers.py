@@ -52,7 +52,11 @@ def test_every_parameter_has_exactly_one_optimiser(modules):
 
 def test_muon_moves_the_matrices_of_the_blocks_and_nothing_else(modules):
     _, (muon,) = split(Optimizers(OptimizerConfig(), modules))
-    blocks = {(0, f"transformer_blocks.{number}.{name}") for number in range(4) for name in BLOCK_MATRICES}
+    blocks = {
+        (0, f"transformer_blocks.{number}.{name}")
+        for number in range(len(modules[0].transformer_blocks))
+        for name in BLOCK_MATRICES
+    }
     layers = {(1, f"layers.0.{name}") for name in ENCODER_MATRICES}
     assert set(names_of(muon, modules)) == blocks | layers
 
