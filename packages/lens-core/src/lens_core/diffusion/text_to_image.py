@@ -153,24 +153,25 @@ def denoise(
     grids = [request.grid(model.autoencoder.stride) for request in requests]
     times = [_times(request, built.times(h * w)) for request, (h, w) in zip(requests, grids, strict=True)]
     clean = _encode_starts(model, requests)
-    results: dict[int, Tensor] = {}
+    batches: list[list[int]] = []
     # A batch takes its steps together, so its requests have as many; a start may skip some.
     for steps in dict.fromkeys(map(len, times)):
         members = [i for i, own in enumerate(times) if len(own) == steps]
         sizes = [grids[i][0] * grids[i][1] + _length(requests[i].text) for i in members]
-        for numbers in _batches(sizes, max_batch_tokens):
-            which = [members[number] for number in numbers]
-            with model.stage("transformer"):
-                tokens = _denoise_batch(
-                    model,
-                    [requests[i] for i in which],
-                    [clean[i] for i in which],
-                    torch.stack([times[i] for i in which]),
-                    built,
-                    _scale(model, guidance),
-                    on_step,
-                    reference_rounding,
-                )
+        batches += [[members[number] for number in numbers] for numbers in _batches(sizes, max_batch_tokens)]
+    results: dict[int, Tensor] = {}
+    with model.stage("transformer"):
+        for which in batches:
+            tokens = _denoise_batch(
+                model,
+                [requests[i] for i in which],
+                [clean[i] for i in which],
+                torch.stack([times[i] for i in which]),
+                built,
+                _scale(model, guidance),
+                on_step=on_step,
+                reference_rounding=reference_rounding,
+            )
             results |= dict(zip(which, tokens, strict=True))
             if on_batch:
                 on_batch(len(results))
@@ -205,6 +206,7 @@ def _denoise_batch(
     times_GS: Tensor,
     sampler: Sampler,
     scale: float,
+    *,
     on_step: Callable[[int, float, list[Tensor]], None] | None,
     reference_rounding: bool,
 ) -> list[Tensor]:
