@@ -12,6 +12,7 @@ from core.diffusion.packs import SHAPES, TINY, Sample, pack, random_lens, random
 from lens_core.diffusion import LensTransformer2DModel
 from lens_core.diffusion.models.lens.config import LensModelConfig
 from lens_core.diffusion.models.lens.model import build, timestep_embedding
+from lens_core.errors import ArtifactError
 
 CASES = (0, 1, 2)  # the last has no text
 DIM = 32  # of the tiny model
@@ -454,3 +455,32 @@ def test_another_attention_backend(samples):
     model.set_attention_backend("flex")
     with torch.no_grad():
         torch.testing.assert_close(model.forward_ragged(batch), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_folder_brings_it_back(tmp_path, samples):
+    model = random_lens(dtype=torch.float32)
+    model.save_pretrained(tmp_path / "model" / "transformer")
+    again = LensTransformer2DModel.from_pretrained(tmp_path / "model", subfolder="transformer")
+    batch = pack([sample.to(torch.float32) for sample in samples])
+    assert torch.equal(again.forward_ragged(batch), model.forward_ragged(batch))
+    assert again.config == model.config
+    assert not again.training
+    half = LensTransformer2DModel.from_pretrained(tmp_path / "model" / "transformer", torch_dtype=torch.bfloat16)
+    assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (None, "cannot be read"),
+        ("{", "describes no Lens denoiser"),
+        ("[]", "describes no Lens denoiser"),
+        ('{"layers": 3}', "describes no Lens denoiser: .*unexpected keyword argument 'layers'"),
+        ('{"axes_dims_rope": [1, 2, 3]}', "must add up to 64"),
+    ],
+)
+def test_a_folder_that_is_none(tmp_path, config, words):
+    if config is not None:
+        (tmp_path / "config.json").write_text(config)
+    with pytest.raises(ArtifactError, match=words):
+        LensTransformer2DModel.from_pretrained(tmp_path)

@@ -9,9 +9,15 @@
 Safetensors only. A file is checked whole before a module is touched: an error leaves the module as it was.
 """
 
-from lens_core.diffusion.weights.checkpoint import load_weights, save_weights
-from lens_core.diffusion.weights.lora import fuse_loras, load_lora, save_lora, set_loras, unfuse_loras, unload_loras
-from lens_core.diffusion.weights.single_file import load_single_file, save_single_file
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lens_core.diffusion.weights.checkpoint import load_weights, save_weights
+    from lens_core.diffusion.weights.lora import fuse_loras, load_lora, save_lora, set_loras, unfuse_loras, unload_loras
+    from lens_core.diffusion.weights.single_file import load_single_file, save_single_file
 
 __all__ = [
     "fuse_loras",
@@ -25,3 +31,12 @@ __all__ = [
     "unfuse_loras",
     "unload_loras",
 ]
+
+# Found on first use (PEP 562): the denoiser loads and saves itself by `checkpoint`, and `single_file` makes denoisers.
+_HOMES = {name: "checkpoint" if name.endswith("weights") else "single_file" for name in __all__ if "lora" not in name}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES.get(name, 'lora')}"), name)

@@ -14,8 +14,10 @@ released code, as a thin adapter. Notable:
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -29,6 +31,8 @@ from lens_core.diffusion.flops import denoiser_flops
 from lens_core.diffusion.norms import RMSNorm
 from lens_core.diffusion.ragged import RaggedBatch, offsets_of
 from lens_core.diffusion.segments import Segments
+from lens_core.diffusion.weights.checkpoint import load_weights, save_weights
+from lens_core.errors import ArtifactError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -151,6 +155,39 @@ class LensTransformer2DModel(nn.Module):
         )
         self.norm_out = OutputNorm(dim)
         self.proj_out = nn.Linear(dim, patch_size**2 * (out_channels or in_channels))
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: Path | str, *, subfolder: str = "", torch_dtype: torch.dtype | None = torch.float32
+    ) -> LensTransformer2DModel:
+        """The denoiser of a folder with `config.json` and weights, in evaluation mode.
+
+        Args:
+            folder: such as `model/transformer`.
+            subfolder: "transformer", where `folder` is that of the whole model.
+            torch_dtype: of the weights; None keeps what is stored.
+
+        Raises:
+            ArtifactError: a file is missing or damaged, or does not fit the config.
+        """
+        place = Path(folder, subfolder)
+        try:
+            fields = json.loads((place / "config.json").read_text(encoding="utf-8"))
+            with torch.device("meta"):
+                model = cls(**{name: value for name, value in fields.items() if not name.startswith("_")})
+        except OSError as error:
+            raise ArtifactError(f"{place / 'config.json'} cannot be read: {error.strerror or error}") from error
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ArtifactError(f"{place / 'config.json'} describes no Lens denoiser: {error}") from error
+        load_weights(model, place, dtype=torch_dtype)
+        return model.eval()
+
+    def save_pretrained(self, folder: Path | str) -> None:
+        """Write `config.json` and the weights, in shards where they are large."""
+        place = Path(folder)
+        save_weights(self, place)
+        config = {"_class_name": type(self).__name__, **self.config}
+        (place / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
     def forward_ragged(self, batch: RaggedBatch, *, modulation: Modulation | None = None) -> Tensor:
         """Velocity [N, C] of every image token; a segment's depends on nothing but the segment.
