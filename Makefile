@@ -37,6 +37,10 @@ docs: .stamps/dev ## Build the site; fails when a generated page is stale.
 
 bench: .stamps/dev ## The benchmarks; each prints ratios and writes JSON to runs/benchmarks.
 	$(BIN)/python benchmarks/train_step.py --out runs/benchmarks/train_step.json
+	$(BIN)/python benchmarks/inference.py --out runs/benchmarks/inference-nano.json
+	$(BIN)/python benchmarks/inference.py --preset 100m --repeats 3 --out runs/benchmarks/inference-100m.json
+	$(BIN)/python benchmarks/load_memory.py
+	$(BIN)/python benchmarks/quantize.py
 
 all: lint types docs test ## What CI runs.
 

@@ -43,7 +43,7 @@ def by_hand(streams, image, text, image_weight, text_weight):
 
 def ours(streams, *inputs):
     plan, rope = plan_and_rope(streams)
-    sections = joint_heads(inputs[:2], inputs[2:], rope, plan, eps=EPS)
+    sections = joint_heads(inputs[:2], inputs[2:], torch.view_as_real(rope), plan, eps=EPS)
     return [torch.cat(parts) for parts in zip(*sections, strict=True)]
 
 
@@ -74,5 +74,5 @@ def test_half_precision_stays_half_and_is_as_near_as_its_digits():
 
 def test_a_rotation_turns_adjacent_pairs():
     quarter = torch.polar(torch.ones(1, 1, 2), torch.full((1, 1, 2), torch.pi / 2))
-    turned = rotate(torch.tensor([[[1.0, 2.0, 3.0, 4.0]]]), quarter)
+    turned = rotate(torch.tensor([[[1.0, 2.0, 3.0, 4.0]]]), torch.view_as_real(quarter))
     torch.testing.assert_close(turned, torch.tensor([[[-2.0, 1.0, -4.0, 3.0]]]))

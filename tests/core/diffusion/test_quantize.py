@@ -221,7 +221,9 @@ def test_memory_falls_by_what_eight_bits_save(kind, dtype):
     saved = sum((dtype.itemsize - 1) * rows * columns - 4 * rows for rows, columns in quantized)
     assert before - nbytes(model) == saved
     assert saved > 0.3 * before
-    assert len(weights) == len(quantized) + 6 + 2 * 4  # what stays: img_in, txt_in, … and modulation
+    assert len(weights) == len(quantized) + 6 + 2 * len(
+        model.transformer_blocks
+    )  # img_in, txt_in, … and modulation stay
 
 
 def test_codes_and_scales_keep_their_dtype_whatever_the_model_takes():

@@ -32,9 +32,14 @@ class Segments:
 
     def __init__(self, lengths: Sequence[int], device: torch.device):
         self.count = len(lengths)
-        self.uniform = bool(lengths) and len(set(lengths)) == 1
+        self._uniform = bool(lengths) and len(set(lengths)) == 1
         self.lengths = torch.tensor(lengths, dtype=torch.long, device=device)
-        self.index = None if self.uniform else torch.repeat_interleave(self.lengths)
+        self.index = torch.repeat_interleave(torch.tensor(lengths, dtype=torch.long)).to(device)
+
+    @property
+    def uniform(self) -> bool:
+        """Whether broadcasting will do. Compiled code always gathers: it fuses that, and is then the same for all."""
+        return not torch.compiler.is_compiling() and self._uniform
 
     def modulate(self, x_ND: Tensor, shift_GD: Tensor, scale_GD: Tensor) -> Tensor:
         """x·scale + shift, with each segment's own shift and scale."""
@@ -54,15 +59,16 @@ class Segments:
 
     def rows(self, rows_GD: Tensor) -> Tensor:
         """Each segment's row, in a shape that meets `fold`."""
-        return rows_GD[:, None] if self.index is None else rows_GD.index_select(0, self.index)
+        return rows_GD[:, None] if self.uniform else rows_GD.index_select(0, self.index)
 
     def sums(self, x_ND: Tensor) -> Tensor:
         """The sum over each segment's tokens [G, D], in float32 at least; takes `fold`'s shape too."""
         exact = torch.promote_types(x_ND.dtype, torch.float32)
-        if self.index is None:
+        if self.uniform:
             return self.fold(x_ND).sum(1, dtype=exact)
-        if x_ND.device.type == "cpu":
-            # Here, index_add_ goes row by row: as deterministic as segment_reduce, and ten times faster.
+        if x_ND.device.type == "cpu" and not torch.compiler.is_compiling():
+            # Here, index_add_ goes row by row: as deterministic as segment_reduce, and ten times faster. Compiled, it
+            # adds with atomics.
             zeros = x_ND.new_zeros(self.count, x_ND.shape[-1], dtype=exact)
             return zeros.index_add_(0, self.index, x_ND.to(exact))
         return torch.segment_reduce(x_ND.to(exact), "sum", lengths=self.lengths, axis=0, initial=0)

@@ -65,7 +65,9 @@ class FlexAttention:
         if plan.mask is None:
             return v_RAP  # which holds no token
         q, k, v = (x.transpose(0, 1)[None] for x in (q_RAP, k_RAP, v_RAP))
-        kernel = _compiled() if q_RAP.is_cuda else flex_attention
+        # Within a compiled block it is compiled with the block.
+        apart = q_RAP.is_cuda and not torch.compiler.is_compiling()
+        kernel = _compiled() if apart else flex_attention
         output: Tensor = kernel(q, k, v, block_mask=plan.mask)
         return output[0].transpose(0, 1)
 

@@ -25,24 +25,33 @@ __all__ = ["joint_heads", "rotate"]
 
 
 def joint_heads(
-    projections: Sequence[Tensor], weights: Sequence[Tensor], rope_RP: Tensor, plan: AttentionPlan, *, eps: float
+    projections: Sequence[Tensor], weights: Sequence[Tensor], rope_RP2: Tensor, plan: AttentionPlan, *, eps: float
 ) -> list[Heads]:
     """Queries, keys and values [R, A, P] of each section of the joint layout.
 
     Args:
         projections: for each stream [N, 3·D], all of q, then k, then v, each head after head.
         weights: for each stream the weights [2, P] of the queries' and the keys' RMS norm, shared by all heads.
-        rope_RP: the rotation of each row, complex [R, 1, P/2].
+        rope_RP2: the rotation of each row, cosines and sines [R, 1, P/2, 2].
         plan: the joint layout.
         eps: of the norms.
     """
-    flat = _JointHeads.apply(plan, rope_RP, eps, *projections, *weights)
+    flat = _JointHeads.apply(plan, rope_RP2, eps, *projections, *weights)
     return [flat[i : i + 3] for i in range(0, len(flat), 3)]
 
 
-def rotate(x_RAP: Tensor, rope_RP: Tensor, out: Tensor | None = None) -> Tensor:
-    """Rotate adjacent channel pairs (2k, 2k+1), in float32 at least."""
+def rotate(x_RAP: Tensor, rope_RP2: Tensor, out: Tensor | None = None, *, back: bool = False) -> Tensor:
+    """Rotate adjacent channel pairs (2k, 2k+1), in float32 at least; or turn them back."""
     exact = torch.promote_types(x_RAP.dtype, torch.float32)
+    if torch.compiler.is_compiling():  # which fuses all this, but no complex numbers
+        first, second = x_RAP.to(exact).unflatten(-1, (-1, 2)).unbind(-1)
+        cos, sin = rope_RP2.unbind(-1)
+        sin = -sin if back else sin
+        turned = torch.stack([first * cos - second * sin, second * cos + first * sin], dim=-1)
+        turned = turned.flatten(-2).to(x_RAP.dtype)
+        return turned if out is None else out.copy_(turned)
+    rope_RP = torch.view_as_complex(rope_RP2)
+    rope_RP = rope_RP.conj() if back else rope_RP
     if out is not None and out.dtype == exact:
         torch.mul(_pairs(x_RAP), rope_RP, out=_pairs(out))
         return out
@@ -58,11 +67,11 @@ def _pairs(x: Tensor) -> Tensor:
 
 class _JointHeads(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, plan: AttentionPlan, rope_RP: Tensor, eps: float, *inputs: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, plan: AttentionPlan, rope_RP2: Tensor, eps: float, *inputs: Tensor) -> tuple[Tensor, ...]:
         half = len(inputs) // 2
         projections, weights = inputs[:half], inputs[half:]
         heads = projections[0].unflatten(-1, (3, -1, weights[0].shape[-1]))
-        rows = heads.new_empty(plan.rows, *heads.shape[1:])
+        rows = plan.blank(heads)
         units, scales = [], []
         for place, qkv_ND, weight_2P in zip(plan.places or (), projections, weights, strict=True):
             qkv = qkv_ND.view(-1, *heads.shape[1:])
@@ -72,23 +81,21 @@ class _JointHeads(torch.autograd.Function):
             rows[:, 2].index_copy_(0, place, qkv[:, 2])
             units.append(unit)
             scales.append(scale)
-        if plan.holes is not None:
-            rows.index_fill_(0, plan.holes, 0.0)
-        rotate(rows[:, :2], rope_RP[:, None], out=rows[:, :2])
+        rotate(rows[:, :2], rope_RP2[:, None], out=rows[:, :2])
         ctx.plan = plan
-        ctx.save_for_backward(rope_RP, *weights, *units, *scales)
-        return tuple(x for section in rows.split(plan.sections) for x in section.unbind(1))
+        ctx.save_for_backward(rope_RP2, *weights, *units, *scales)
+        return tuple(x for section in rows.split(plan.cuts) for x in section.unbind(1))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        plan, (rope_RP, *saved) = ctx.plan, ctx.saved_tensors
+        plan, (rope_RP2, *saved) = ctx.plan, ctx.saved_tensors
         third = len(saved) // 3
         weights, units, scales = saved[:third], saved[third : 2 * third], saved[2 * third :]
         rows = grads[0].new_empty(plan.rows, 3, *grads[0].shape[1:])
-        parts = zip(rows.split(plan.sections), rope_RP.conj().split(plan.sections), strict=True)
-        for number, (section, back) in enumerate(parts):
+        parts = zip(rows.split(plan.cuts), rope_RP2.split(plan.cuts), strict=True)
+        for number, (section, rope) in enumerate(parts):
             q, k, v = grads[3 * number : 3 * number + 3]
-            section[:, 0], section[:, 1], section[:, 2] = rotate(q, back), rotate(k, back), v
+            section[:, 0], section[:, 1], section[:, 2] = rotate(q, rope, back=True), rotate(k, rope, back=True), v
         projection_grads, weight_grads = [], []
         for grad, weight_2P, unit, scale in zip(plan.gather(rows), weights, units, scales, strict=True):
             weighted = grad[:, :2]

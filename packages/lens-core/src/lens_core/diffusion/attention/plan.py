@@ -49,10 +49,23 @@ class AttentionPlan:
         """`join` without a gradient."""
         if self.places is None:
             return streams[0]
-        rows = streams[0].new_empty(self.rows, *streams[0].shape[1:])
+        rows = self.blank(streams[0])
         for place, stream in zip(self.places, streams, strict=True):
             rows.index_copy_(0, place, stream)
+        return rows
+
+    def blank(self, like: Tensor) -> Tensor:
+        """Rows [R, …] for streams to be written into: zero where no token lies, and whatever elsewhere."""
+        shape = (self.rows, *like.shape[1:])
+        if torch.compiler.is_compiling():  # that code is the same for all batches
+            return like.new_zeros(shape)
+        rows = like.new_empty(shape)
         return rows if self.holes is None else rows.index_fill_(0, self.holes, 0.0)
+
+    @property
+    def cuts(self) -> tuple[int, ...]:
+        """The sections to hand to the backend: all rows in one by compiled code, which knows of no groups."""
+        return (self.rows,) if torch.compiler.is_compiling() else self.sections
 
     def gather(self, rows: Tensor) -> tuple[Tensor, ...]:
         """`part` without a gradient."""

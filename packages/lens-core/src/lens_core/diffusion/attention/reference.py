@@ -72,11 +72,14 @@ class ReferenceAttention:
             groups=tuple(groups),
         )
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # it would be compiled for every number of groups
     def __call__(self, sections: Sequence[Heads], plan: AttentionPlan) -> Tensor:
         """Attend, group by group."""
         assert isinstance(plan, GroupedPlan)
         if not plan.groups:
             return sections[0][2]  # which holds no token
+        if len(sections) < len(plan.groups):  # by compiled code, see AttentionPlan.cuts
+            sections = list(zip(*(x.split(plan.sections) for x in sections[0]), strict=True))
         outputs = []
         for group, heads in zip(plan.groups, sections, strict=True):
             # [R, A, P] -> [count, A, size, P]

@@ -52,7 +52,7 @@ class Layout:
     image: Segments
     text: Segments
     joint: AttentionPlan
-    rope_RP: Tensor
+    rope_RP2: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,7 +224,7 @@ class LensTransformer2DModel(nn.Module):
                 image=Segments(lengths[0], device),
                 text=Segments(lengths[1], device),
                 joint=joint,
-                rope_RP=joint.join(rope_NP.to(device), rope_TP.to(device)),
+                rope_RP2=torch.view_as_real(joint.join(rope_NP.to(device), rope_TP.to(device))),
             )
         layout: Layout = batch.derived[key]
         return layout
@@ -422,7 +422,7 @@ class JointAttention(nn.Module):
         )
         projections = self.img_qkv(img_ND), self.txt_qkv(txt_TD)
         joint = layout.joint
-        heads = joint_heads(projections, weights, layout.rope_RP, joint, eps=self.norm_q.eps)
+        heads = joint_heads(projections, weights, layout.rope_RP2, joint, eps=self.norm_q.eps)
         img_ND, txt_TD = joint.part(attention(heads, joint).flatten(-2))
         return self.to_out[0](img_ND), self.to_add_out(txt_TD) if text_out else None
 
