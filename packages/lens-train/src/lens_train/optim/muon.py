@@ -79,7 +79,9 @@ def orthogonalise(matrices: Tensor, steps: int) -> Tensor:
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     x = x.flatten(0, -3) if x.ndim > 2 else x[None]
     for _ in range(steps):
-        # x ← a·x + (b·g + c·g²)·x with g = x·xᵀ; baddbmm adds while it multiplies, which spares passes over memory.
+        # x ← (a + b·g + c·g²)·x with g = x·xᵀ: what is added, is added to the small matrix.
         gram = torch.bmm(x, x.mT)
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        factor.diagonal(dim1=-2, dim2=-1).add_(a)
+        x = torch.bmm(factor, x)
     return (x.mT if tall else x).reshape(matrices.shape).to(matrices.dtype)
