@@ -21,6 +21,7 @@ import typer
 from pydantic_core import PydanticUndefined
 
 import lens_core.testing
+from lens_caption.profiles import LANES, Profile, built_in_profiles
 from lens_core import errors, hookspecs
 from lens_core.cli.main import app
 from lens_core.cli.plugins import type_text
@@ -49,6 +50,7 @@ def pages(registry: Registry) -> Pages:
         "pipeline.md": pipeline_page(registry),
         "cli.md": cli_page(registry),
         "errors.md": errors_page(),
+        "models.md": models_page(),
     }
     return {name: f"{NOTE}\n{text.strip()}\n" for name, text in texts.items()}
 
@@ -127,6 +129,7 @@ def cli_page(registry: Registry) -> str:
         "| Variable | Effect |\n|---|---|\n"
         "| `LENS_DISABLE_PLUGINS` | names of plugins (entry points) to leave out, separated by commas |\n"
         "| `LENS_TRACE_PLUGINS` | set to anything, every offer of every plugin is printed to standard error |\n"
+        "| `LENS_CAPTION_PROFILES` | folder of your own [model profiles](models.md) |\n"
         "| `XDG_CACHE_HOME` | where the private state of a run in a bucket is kept (default `~/.cache`) |"
     )
     return "\n\n".join(parts)
@@ -148,6 +151,52 @@ def errors_page() -> str:
         error = getattr(errors, name)
         parts += [f"## {name}", f"`{_ancestry(error)}` · exit code {error.exit_code}", _paragraphs(error)]
     return "\n\n".join(parts)
+
+
+def models_page() -> str:
+    """What is known of captioning models, and how surely."""
+    profiles = built_in_profiles()
+    sizes = ((512, 512), (1024, 1024), (768, 1024), (768, 1025), (2048, 1536))
+    prices = ["| Model | Standard | Flex | Batch | Checked | Shutdown | Successor |", "|---|---|---|---|---|---|---|"]
+    shapes = " | ".join(f"{width}×{height}" for width, height in sizes)
+    images = [f"| Model | Rule | {shapes} |", "|---|---|" + "---|" * len(sizes)]
+    doubts = []
+    for profile in profiles:
+        offers = " | ".join(_price(profile, lane) for lane in LANES)
+        end = f"{profile.shutdown or ''} | {profile.successor or ''}"
+        prices.append(f"| `{profile.model}` | {offers} | {profile.checked} | {end} |")
+        rule = profile.image_rule.model_dump(exclude_none=True)
+        told = ", ".join(f"{name} {value}" for name, value in rule.items() if name != "rule")
+        counts = " | ".join(f"{profile.image_tokens(*size):,}" for size in sizes)
+        images.append(f"| `{profile.model}` | {rule['rule']}: {told} | {counts} |")
+        weak = [f"- **{field} is not sure**: {why}" for field, why in profile.weak.items()]
+        doubts += [f"### {profile.model}", "\n".join([*(f"- {source}" for source in profile.sources), *weak])]
+    return "\n\n".join(
+        [
+            "# Models",
+            "The model profiles that lens-caption brings. `lens caption models` lists them with your own; "
+            "[Quote a run](../how-to/quote-a-run.md) says how to write one.",
+            "## Prices",
+            "US dollars per million tokens, input / output. A lane without a price is refused; a question mark means "
+            "that the number is not sure, for the reason given below.",
+            "\n".join(prices),
+            "## Image tokens",
+            "Input tokens of an image, by the size that is sent. Tiles: the image is scaled down into a square of "
+            "`fit`, then to a shorter side of `short_side`, and costs `base` and `per_tile` for each tile it touches. "
+            "Patches: `factor` times the patches that it touches, of which at most `cap` count, rounded up.",
+            "\n".join(images),
+            "## Sources and doubts",
+            *doubts,
+        ]
+    )
+
+
+def _price(profile: Profile, lane: Any) -> str:
+    price = profile.prices.get(lane)
+    if price is None:
+        return ""
+    sure = "?" if "prices" in profile.weak else ""
+    return f"{price.input_per_million.normalize():f} / {price.output_per_million.normalize():f}{sure}"
 
 
 def _component(spec: ComponentSpec, distribution: str, *, level: int) -> list[str]:

@@ -54,12 +54,104 @@ class TestImageFolder(DatasetContract):
         return str(tmp_path)
 
 
+class TestWebDataset(DatasetContract):
+    name = "webdataset"
+    config = {"url": "x.tar"}
+
+    @pytest.fixture
+    def base(self, tmp_path, tiny_images):
+        import tarfile
+
+        with tarfile.open(tmp_path / "x.tar", "w") as tar:
+            for number, item in enumerate(tiny_images):
+                info = tarfile.TarInfo(f"{number}.png")
+                info.size = len(item.data)
+                tar.addfile(info, io.BytesIO(item.data))
+        return str(tmp_path)
+
+
+class TestParquet(DatasetContract):
+    name = "parquet"
+    config = {"url": "x.parquet"}
+
+    @pytest.fixture
+    def base(self, tmp_path, tiny_images):
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        pq.write_table(pa.table({"image": [item.data for item in tiny_images]}), tmp_path / "x.parquet")
+        return str(tmp_path)
+
+
+class TestHuggingFace(DatasetContract):
+    name = "huggingface"
+    config = {"url": "set"}
+
+    @pytest.fixture
+    def base(self, tmp_path, tiny_images):
+        from core.test_datasets_huggingface import save
+
+        rows = [{"image": {"bytes": item.data, "path": None}, "label": 0, "text": ""} for item in tiny_images]
+        save(tmp_path / "set", rows)
+        return str(tmp_path)
+
+
 class TestDecodable(FilterContract):
     name = "decodable"
 
 
 class TestMinArea(FilterContract):
     name = "min-area"
+
+
+class TestClarity(FilterContract):
+    name = "clarity"
+
+
+class TestEntropy(FilterContract):
+    name = "entropy"
+
+
+class TestLuminance(FilterContract):
+    name = "luminance"
+
+
+class TestExactDuplicates(FilterContract):
+    name = "exact-duplicates"
+
+
+class TestNearDuplicates(FilterContract):
+    name = "near-duplicates"
+
+
+class VisionContract(FilterContract):
+    """A filter that runs a model: a tiny random one, made on the spot."""
+
+    config = {"model": "a-folder"}
+    labels = ("one", "nsfw", "watermark")
+
+    @pytest.fixture
+    def filter(self, lens_registry, parsed, tmp_path):
+        from core.vision_models import vit
+
+        return lens_registry.build(self.kind, parsed.model_copy(update={"model": str(vit(tmp_path, self.labels))}))
+
+
+class TestNsfw(VisionContract):
+    name = "nsfw"
+
+
+class TestWatermark(VisionContract):
+    name = "watermark"
+
+
+class TestAesthetics(VisionContract):
+    name = "aesthetics"
+    labels = ("score",)
+
+
+class TestEmbeddingDuplicates(VisionContract):
+    name = "embedding-duplicates"
 
 
 class TestSceneGraph(CaptionerContract):
@@ -212,6 +304,26 @@ class TestIngest(StageContract):
 class TestCaption(StageContract):
     name = "caption"
     stages = (SCENES, DENSE)
+
+
+class TestCheckCaptions(StageContract):
+    name = "check-captions"
+    stages = (SCENES, DENSE, {"name": "checked", "type": "check-captions", "source": "dense"})
+
+
+class TestCaptionReview(StageContract):
+    name = "caption-review"
+    stages = (SCENES, DENSE, {"name": "reviewed", "type": "caption-review", "source": "dense", "decisions": "no.jsonl"})
+
+
+class TestCaptionReport(StageContract):
+    name = "caption-report"
+    stages = (SCENES, DENSE, {"name": "look", "type": "caption-report", "source": "dense"})
+
+
+class TestExport(StageContract):
+    name = "export"
+    stages = (SCENES, DENSE, {"name": "out", "type": "export", "source": "dense", "format": "parquet"})
 
 
 class TestTrain(StageContract):

@@ -14,7 +14,7 @@ from lens_core.images import Candidate
 @pytest.fixture
 def check(lens_registry):
     def run(config, data):
-        return lens_registry.build("filters", lens_registry.parse("filters", config)).check(Candidate("x", data))
+        return lens_registry.build("filters", lens_registry.parse("filters", config)).check(Candidate("x", data)).reason
 
     return run
 

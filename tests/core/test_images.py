@@ -397,3 +397,23 @@ def test_a_sent_jpeg_is_no_larger_than_asked(size, sent):
 def test_a_sent_jpeg_is_the_same_every_time_and_larger_in_better_quality():
     assert to_jpeg(NOISE, max_side=100, quality=90) == to_jpeg(NOISE.copy(), max_side=100, quality=90)
     assert len(to_jpeg(NOISE, max_side=100, quality=90)) > len(to_jpeg(NOISE, max_side=100, quality=50))
+
+
+def test_heif_is_an_image_with_the_extra():
+    pillow_heif = pytest.importorskip("pillow_heif")
+    image = Image.fromarray(np.ascontiguousarray(np.linspace(0, 255, 64 * 48 * 3).reshape(48, 64, 3).astype(np.uint8)))
+    stream = io.BytesIO()
+    pillow_heif.from_pillow(image).save(stream, quality=95)
+    assert header(stream.getvalue()).format == "heif"
+    pixels = decode(stream.getvalue())
+    assert np.abs(pixels.astype(int) - np.asarray(image)).mean() < 8
+    with pytest.raises(ImageError):
+        decode(stream.getvalue()[: len(stream.getvalue()) * 2 // 3])
+
+
+def test_heif_without_the_extra_says_what_is_missing(monkeypatch):
+    monkeypatch.setattr("lens_core.images.pillow_heif", None)
+    data = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100)
+    for read in (header, decode):
+        with pytest.raises(ImageError, match=r"it is a HEIF image, .*lens-core\[heif\]"):
+            read(data)

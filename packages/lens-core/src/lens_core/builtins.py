@@ -36,12 +36,33 @@ _IMAGES = "lens-core[images]"
 
 @hookimpl
 def lens_datasets() -> Iterator[DatasetSpec]:
-    """A folder of images, and a procedural world."""
+    """Images in folders, tars and tables, and a procedural world."""
     yield DatasetSpec(
         name="image-folder",
         summary="The images below a folder or bucket.",
         config="lens_core.datasets.image_folder.config:ImageFolderConfig",
         target="lens_core.datasets.image_folder.dataset:ImageFolder",
+        extra=_IMAGES,
+    )
+    yield DatasetSpec(
+        name="webdataset",
+        summary="Images in tar files as WebDataset writes them, Lens's own shards included.",
+        config="lens_core.datasets.webdataset.config:WebDatasetConfig",
+        target="lens_core.datasets.webdataset.dataset:WebDataset",
+        extra=_IMAGES,
+    )
+    yield DatasetSpec(
+        name="parquet",
+        summary="Images in a column of Parquet files, as bytes or as paths.",
+        config="lens_core.datasets.parquet.config:ParquetConfig",
+        target="lens_core.datasets.parquet.dataset:Parquet",
+        extra=_IMAGES,
+    )
+    yield DatasetSpec(
+        name="huggingface",
+        summary="A dataset that Hugging Face datasets has saved to disk.",
+        config="lens_core.datasets.huggingface.config:HuggingFaceConfig",
+        target="lens_core.datasets.huggingface.dataset:HuggingFace",
         extra=_IMAGES,
     )
     yield DatasetSpec(
@@ -55,7 +76,7 @@ def lens_datasets() -> Iterator[DatasetSpec]:
 
 @hookimpl
 def lens_filters() -> Iterator[FilterSpec]:
-    """Cheap, exact filters."""
+    """The nine steps of the paper's cleaning; three of them run a model that the user brings."""
     yield FilterSpec(
         name="decodable",
         summary="Drops images that cannot be decoded completely.",
@@ -68,6 +89,69 @@ def lens_filters() -> Iterator[FilterSpec]:
         summary="Drops images with too few pixels.",
         config="lens_core.filters.min_area.config:MinAreaConfig",
         target="lens_core.filters.min_area.filter:MinArea",
+        extra=_IMAGES,
+    )
+    yield FilterSpec(
+        name="clarity",
+        summary="Drops blurred images, by the variance of the Laplacian.",
+        config="lens_core.filters.clarity.config:ClarityConfig",
+        target="lens_core.filters.clarity.filter:Clarity",
+        extra=_IMAGES,
+    )
+    yield FilterSpec(
+        name="entropy",
+        summary="Drops images with little in them, by the entropy of the grey histogram.",
+        config="lens_core.filters.entropy.config:EntropyConfig",
+        target="lens_core.filters.entropy.filter:Entropy",
+        extra=_IMAGES,
+    )
+    yield FilterSpec(
+        name="luminance",
+        summary="Drops images that are too dark or too bright.",
+        config="lens_core.filters.luminance.config:LuminanceConfig",
+        target="lens_core.filters.luminance.filter:Luminance",
+        extra=_IMAGES,
+    )
+    yield FilterSpec(
+        name="exact-duplicates",
+        summary="Drops images whose pixels, or bytes, are those of an earlier one.",
+        config="lens_core.filters.exact_duplicates.config:ExactDuplicatesConfig",
+        target="lens_core.filters.exact_duplicates.filter:ExactDuplicates",
+        extra=_IMAGES,
+    )
+    yield FilterSpec(
+        name="near-duplicates",
+        summary="Drops images that look like an earlier one: compressed again, scaled, slightly trimmed.",
+        config="lens_core.filters.near_duplicates.config:NearDuplicatesConfig",
+        target="lens_core.filters.near_duplicates.filter:NearDuplicates",
+        extra=_IMAGES,
+    )
+    yield FilterSpec(
+        name="embedding-duplicates",
+        summary="Drops images whose embedding by your vision model is nearly that of an earlier one.",
+        config="lens_core.filters.embedding_duplicates.config:EmbeddingDuplicatesConfig",
+        target="lens_core.filters.embedding_duplicates.filter:EmbeddingDuplicates",
+        extra=_IMAGES,
+    )
+    yield FilterSpec(
+        name="nsfw",
+        summary="Drops images that your classifier finds not safe for work.",
+        config="lens_core.filters.nsfw.config:NsfwConfig",
+        target="lens_core.filters.nsfw.filter:Nsfw",
+        extra=_IMAGES,
+    )
+    yield FilterSpec(
+        name="aesthetics",
+        summary="Drops images to which your model gives a low aesthetic score.",
+        config="lens_core.filters.aesthetics.config:AestheticsConfig",
+        target="lens_core.filters.aesthetics.filter:Aesthetics",
+        extra=_IMAGES,
+    )
+    yield FilterSpec(
+        name="watermark",
+        summary="Drops images on which your classifier sees a watermark.",
+        config="lens_core.filters.watermark.config:WatermarkConfig",
+        target="lens_core.filters.watermark.filter:Watermark",
         extra=_IMAGES,
     )
 

@@ -10,24 +10,54 @@ import contextlib
 import functools
 import io
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
+import PIL
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from lens_core.contracts import ImageInfo
 from lens_core.errors import ImageError
+from lens_core.specs import pip_line
+
+try:
+    import pillow_heif
+except ImportError:
+    pillow_heif = None  # type: ignore[assignment]
+else:
+    pillow_heif.register_heif_opener()
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
-__all__ = ["MAX_PIXELS", "Candidate", "decode", "fit", "header", "to_jpeg"]
+T = TypeVar("T", float, str, bytes)
+
+__all__ = [
+    "DECODER",
+    "MAX_PIXELS",
+    "SMALL_SIDE",
+    "Candidate",
+    "decode",
+    "fit",
+    "header",
+    "is_animated",
+    "scale_to",
+    "to_jpeg",
+]
 
 MAX_PIXELS = 178_956_970
 """Larger images are refused before they are decoded: a few kilobytes can claim to be terabytes of pixels."""
 
-_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
+DECODER = f"pillow {PIL.__version__}" + (f" heif {pillow_heif.__version__}" if pillow_heif else "")
+"""What decodes here: what one version refuses another may read."""
+
+SMALL_SIDE = 512
+"""Longer side of the copy that filters measure on."""
+
+_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP") + (("HEIF",) if pillow_heif else ())
 """What is opened; Pillow knows many more, among them some that run other programs, such as EPS."""
+
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 
 _EXIF_ORIENTATION = 0x0112
 _PNG_EXIF = (b"eXIf", b"XML:com.adobe.xmp", b"Raw profile type exif")
@@ -39,6 +69,7 @@ class Candidate:
     def __init__(self, name: str, data: bytes):
         self.name = name
         self.data = data
+        self.measures: dict[str, float | str | bytes] = {}
 
     @functools.cached_property
     def info(self) -> ImageInfo:
@@ -49,9 +80,23 @@ class Candidate:
         """uint8 [height, width, 3]; raises `ImageError`."""
         return self._pixels
 
+    def small(self) -> np.ndarray:
+        """uint8 [height, width, 3] with `SMALL_SIDE` pixels on the longer side; raises `ImageError`."""
+        return self._small
+
+    def measure(self, name: str, compute: Callable[[], T]) -> T:
+        """What `compute` gives, computed once; see the contract."""
+        if name not in self.measures:
+            self.measures[name] = compute()
+        return self.measures[name]  # type: ignore[return-value]
+
     @functools.cached_property
     def _pixels(self) -> np.ndarray:
         return decode(self.data)
+
+    @functools.cached_property
+    def _small(self) -> np.ndarray:
+        return scale_to(self.pixels(), SMALL_SIDE)
 
 
 def header(data: bytes) -> ImageInfo:
@@ -71,7 +116,8 @@ def decode(data: bytes) -> np.ndarray:
     """Decode to upright sRGB: uint8 [height, width, 3].
 
     EXIF orientation is applied, an embedded colour profile converted, transparency laid over white, 16-bit depth
-    scaled to 8, and of an animation the first frame taken.
+    scaled to 8, and of an animation the first frame taken (the filter `decodable` can drop animations instead). HEIF
+    needs the extra `lens-core[heif]`; AVIF does not.
 
     Raises:
         ImageError: not an image, truncated, damaged, or too large; the message is the reason.
@@ -87,6 +133,25 @@ def fit(pixels_HW3: np.ndarray, height: int, width: int) -> np.ndarray:
         return pixels_HW3
     image = Image.fromarray(pixels_HW3)
     return np.asarray(ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS))
+
+
+def scale_to(pixels_HW3: np.ndarray, side: int) -> np.ndarray:
+    """Scale an image, up or down, to `side` pixels on its longer side: uint8 [height, width, 3]."""
+    height, width = pixels_HW3.shape[:2]
+    scale = side / max(height, width)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    image = Image.fromarray(pixels_HW3)
+    return np.asarray(image.resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0))
+
+
+def is_animated(data: bytes) -> bool:
+    """Whether a GIF, WebP, PNG or AVIF has more than one frame; the pages of a TIFF are no animation.
+
+    Raises:
+        ImageError: it is not an image.
+    """
+    with _reading(), _open(data) as image:
+        return image.format in {"AVIF", "GIF", "PNG", "WEBP"} and bool(getattr(image, "is_animated", False))
 
 
 def to_jpeg(pixels_HW3: np.ndarray, *, max_side: int, quality: int) -> bytes:
@@ -119,6 +184,8 @@ def _reading() -> Iterator[None]:
 def _open(data: bytes) -> Image.Image:
     if not data:
         raise ImageError("it is empty")
+    if pillow_heif is None and data[4:8] == b"ftyp" and data[8:12] in _HEIF_BRANDS and b"avif" not in data[12:64]:
+        raise ImageError(f"it is a HEIF image, for which a library is missing: {pip_line('lens-core[heif]')}")
     image = Image.open(io.BytesIO(data), formats=_FORMATS)
     if image.width * image.height > MAX_PIXELS:
         raise ImageError(f"it claims {image.width}x{image.height}, more than {MAX_PIXELS:,} pixels")

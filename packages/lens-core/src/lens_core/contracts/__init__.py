@@ -4,7 +4,7 @@ Everything here is light. The kinds that speak torch are described in `lens_core
 """
 
 from lens_core.contracts.captioners import Captioner, CaptionOutcome, ImageItem, Status
-from lens_core.contracts.datasets import Candidate, Dataset, Filter, ImageInfo, ImageRecord
+from lens_core.contracts.datasets import Candidate, Dataset, Filter, ImageInfo, ImageRecord, Verdict
 from lens_core.contracts.evaluators import EvalTask, Evaluator
 from lens_core.contracts.rewriters import Rewriter
 
@@ -21,4 +21,5 @@ __all__ = [
     "ImageRecord",
     "Rewriter",
     "Status",
+    "Verdict",
 ]

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CaptionOutcome", "Captioner", "ImageItem", "Status"]
 
-Status = Literal["ok", "refusal", "content-filter", "truncated", "empty", "transport", "bad-image"]
+Status = Literal["ok", "refusal", "content-filter", "truncated", "empty", "schema-invalid", "transport", "bad-image"]
 """What became of one image; only `ok` carries a caption that may be trained on."""
 
 
@@ -33,6 +33,7 @@ class CaptionOutcome:
         text: the caption, empty unless `status` is `ok`.
         detail: one line for people about what went wrong.
         provenance: flat facts about how the text came to be (captioner, served model, prompt hash, tokens).
+        layers: all captions by the name of their layer, where one answer gives several; `text` is the first.
     """
 
     key: str
@@ -40,12 +41,15 @@ class CaptionOutcome:
     text: str = ""
     detail: str = ""
     provenance: Mapping[str, str | int | float] = field(default_factory=dict)
+    layers: Mapping[str, str] = field(default_factory=dict)
 
 
 class Captioner(Protocol):
     """Turns a batch of images into texts; built as `target(config)`.
 
     `deterministic` says whether the same image and config always give the same text (and cost nothing to repeat).
+    A captioner that asks a server may also be a `lens_caption.engine.request.RequestCaptioner`: then the engine sends
+    its requests, within limits and budget, instead of calling `caption`.
     """
 
     deterministic: bool

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     import numpy as np
 
-__all__ = ["Candidate", "Dataset", "Filter", "ImageInfo", "ImageRecord"]
+T = TypeVar("T", float, str, bytes)
+
+__all__ = ["Candidate", "Dataset", "Filter", "ImageInfo", "ImageRecord", "Verdict"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,10 +73,46 @@ class Candidate(Protocol):
         """uint8 [height, width, 3]; raises `ImageError` with the reason if the bytes cannot be decoded."""
         ...
 
+    def small(self) -> np.ndarray:
+        """uint8 [height, width, 3], scaled so that the longer side has 512 pixels; raises `ImageError`.
+
+        Filters measure on this copy: it is made once for all of them, and images of all sizes compare.
+        """
+        ...
+
+    def measure(self, name: str, compute: Callable[[], T]) -> T:
+        """What `compute` gives for this image, remembered by `name`: it is not computed twice, in later runs either.
+
+        Args:
+            name: of the measure, with everything that it depends on beside the image's bytes: a version, a setting, a
+                model's hash. Thresholds do not belong there, so that they can be changed without measuring again.
+            compute: makes the number, text or bytes; only called if the value is not known.
+        """
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What a filter says about an image.
+
+    Args:
+        reason: None keeps the image; a text drops it and is what the user reads.
+        score: what was measured, if the filter measures; kept for images that stay, too.
+        threshold: the bound that dropped it.
+    """
+
+    reason: str | None = None
+    score: float | None = None
+    threshold: float | None = None
+
 
 class Filter(Protocol):
-    """Keeps an image or drops it with a reason; built as `target(config)`."""
+    """Keeps an image or drops it with a reason; built as `target(config)`.
 
-    def check(self, candidate: Candidate) -> str | None:
-        """None keeps the image; a text drops it and is what the user reads."""
+    A filter that compares images with earlier ones may also have a method `kept(candidate)`, which is called, in the
+    order of the source, for each image that *all* filters have kept. `check` itself must not change the filter.
+    """
+
+    def check(self, candidate: Candidate) -> Verdict:
+        """Judge an image."""
         ...

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from lens_core.contracts import CaptionOutcome, ImageItem
+from lens_core.contracts import CaptionOutcome, ImageItem, Verdict
 from lens_core.testing.base import ComponentContract
 
 if TYPE_CHECKING:
@@ -78,13 +79,32 @@ class FilterContract(ComponentContract):
         return lens_registry.build(self.kind, parsed)
 
     def test_verdict_is_stable(self, filter: Any, tiny_images: list[ImageItem]) -> None:
-        """The same image gets the same verdict: None, or a reason in words."""
+        """The same image gets the same verdict, with a reason in words if it drops: `check` changes nothing."""
         from lens_core.images import Candidate
 
         for item in tiny_images:
             verdicts = [filter.check(Candidate("x.png", item.data)) for _ in range(2)]
             assert verdicts[0] == verdicts[1]
-            assert verdicts[0] is None or verdicts[0].strip()
+            assert isinstance(verdicts[0], Verdict)
+            assert verdicts[0].reason is None or verdicts[0].reason.strip()
+
+    def test_scores_are_finite(self, filter: Any, tiny_images: list[ImageItem]) -> None:
+        """Scores and thresholds are numbers that a table can hold and a person can sort by."""
+        from lens_core.images import Candidate
+
+        for item in tiny_images:
+            verdict = filter.check(Candidate("x.png", item.data))
+            assert all(math.isfinite(value) for value in (verdict.score, verdict.threshold) if value is not None)
+
+    def test_what_was_kept_is_heard(self, filter: Any, tiny_images: list[ImageItem]) -> None:
+        """A filter with a method `kept` takes what it has passed, and its verdicts stay verdicts."""
+        from lens_core.images import Candidate
+
+        for item in [*tiny_images, *tiny_images]:
+            candidate = Candidate("x.png", item.data)
+            if filter.check(candidate).reason is None and hasattr(filter, "kept"):
+                filter.kept(candidate)
+            assert isinstance(filter.check(candidate), Verdict)
 
     def test_garbage_does_not_crash(self, filter: Any) -> None:
         """Bytes that are no image get a reason or an `ImageError`, never another exception."""
@@ -92,10 +112,10 @@ class FilterContract(ComponentContract):
         from lens_core.images import Candidate
 
         try:
-            verdict = filter.check(Candidate("x.jpg", b"not an image"))
+            reason = filter.check(Candidate("x.jpg", b"not an image")).reason
         except ImageError as error:
-            verdict = str(error)
-        assert verdict is None or verdict.strip()
+            reason = str(error)
+        assert reason is None or reason.strip()
 
 
 class CaptionerContract(ComponentContract):

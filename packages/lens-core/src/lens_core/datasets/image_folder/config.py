@@ -17,7 +17,7 @@ class ImageFolderConfig(ComponentConfig):
     type: Literal["image-folder"] = "image-folder"
     url: str = Field(min_length=1, description="Folder or fsspec URL; a relative path starts at the pipeline file.")
     endings: list[str] = Field(
-        ["jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif"],
+        ["jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif", "avif", "heic", "heif"],
         min_length=1,
         description="Endings of file names that are images, without the dot.",
     )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from lens_core.contracts import Verdict
 from lens_core.errors import ImageError
+from lens_core.images import DECODER, is_animated
 
 if TYPE_CHECKING:
     from lens_core.contracts import Candidate
@@ -19,10 +21,17 @@ class Decodable:
     def __init__(self, config: DecodableConfig):
         self.config = config
 
-    def check(self, candidate: Candidate) -> str | None:
-        """The decoder's reason, or None."""
-        try:
-            candidate.pixels()
-        except ImageError as error:
-            return str(error)
-        return None
+    def check(self, candidate: Candidate) -> Verdict:
+        """By the decoder, whose reason is the verdict's."""
+        reason = candidate.measure(f"decodable {DECODER}", lambda: _fault(candidate))
+        if not reason and self.config.animated == "drop" and is_animated(candidate.data):
+            reason = "it is animated"
+        return Verdict(reason=reason or None)
+
+
+def _fault(candidate: Candidate) -> str:
+    try:
+        candidate.pixels()
+    except ImageError as error:
+        return str(error)
+    return ""

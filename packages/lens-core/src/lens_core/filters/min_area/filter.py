@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from lens_core.contracts import Verdict
+
 if TYPE_CHECKING:
     from lens_core.contracts import Candidate
     from lens_core.filters.min_area.config import MinAreaConfig
@@ -17,9 +19,11 @@ class MinArea:
     def __init__(self, config: MinAreaConfig):
         self.config = config
 
-    def check(self, candidate: Candidate) -> str | None:
-        """The size, if it is too small."""
-        info = candidate.info
-        if info.width * info.height >= self.config.pixels:
-            return None
-        return f"{info.width}x{info.height} is less than {self.config.pixels:,} pixels"
+    def check(self, candidate: Candidate) -> Verdict:
+        """By the header's size."""
+        info, least = candidate.info, self.config.pixels
+        area = info.width * info.height
+        if area >= least:
+            return Verdict(score=area)
+        reason = f"{info.width}x{info.height} is less than {least:,} pixels"
+        return Verdict(reason=reason, score=area, threshold=least)

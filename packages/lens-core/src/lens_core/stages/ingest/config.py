@@ -20,3 +20,8 @@ class IngestStageConfig(StageConfig):
     filters: list[FilterField] = Field(
         ["decodable"], validate_default=True, description="What drops images, in this order; cheap ones first."
     )
+    score_all: bool = Field(
+        False,
+        description="Whether an image that one filter drops is still measured by those behind it: slower, but the "
+        "ledger then has every score, and no bound that is changed later costs anything.",
+    )

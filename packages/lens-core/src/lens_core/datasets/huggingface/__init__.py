@@ -1,0 +1,1 @@
+"""Datasets that Hugging Face datasets has saved to disk."""

@@ -1,0 +1,1 @@
+"""Drops images that a model finds ugly."""

@@ -1,0 +1,1 @@
+"""Drops images without sharp edges."""

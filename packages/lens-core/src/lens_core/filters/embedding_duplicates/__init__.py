@@ -1,0 +1,1 @@
+"""Drops images that a vision model takes for one seen before."""

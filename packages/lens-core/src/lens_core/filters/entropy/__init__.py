@@ -1,0 +1,1 @@
+"""Drops images of few grey values."""

@@ -1,0 +1,1 @@
+"""Drops images whose pixels were seen before."""

@@ -1,0 +1,1 @@
+"""Drops images that are too dark or too bright."""

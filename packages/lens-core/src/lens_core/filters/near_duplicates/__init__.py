@@ -1,0 +1,1 @@
+"""Drops images that look like one seen before."""

@@ -1,0 +1,1 @@
+"""Drops images that a classifier finds not safe for work."""

@@ -1,0 +1,1 @@
+"""Drops images with a watermark."""

@@ -1,0 +1,23 @@
+"""Settings of the Watermark filter."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from lens_core.filters.vision.config import LabelFilterConfig
+
+__all__ = ["WatermarkConfig"]
+
+
+class WatermarkConfig(LabelFilterConfig):
+    """Drops images on which a classifier sees a watermark; you bring the model."""
+
+    type: Literal["watermark"] = "watermark"
+    labels: list[str] = Field(
+        ["watermark"], min_length=1, description="The model's labels that count; their probabilities are added."
+    )
+    max: float = Field(
+        0.5, ge=0, le=1, description="Largest probability that is kept; the paper does not give its own."
+    )
