@@ -199,6 +199,7 @@ def test_lens_json_of_a_release(released, code):
             "num_attention_heads": 24,
             "attention_head_dim": 64,
             "axes_dims_rope": [8, 28, 28],
+            "selected_layer_index": [5, 11, 17, 23],
         },
         "autoencoder": {"type": "flux2"},
         "text_encoder": {"type": "gpt-oss", "layers": [5, 11, 17, 23]},

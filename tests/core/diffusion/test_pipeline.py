@@ -7,7 +7,12 @@ import json
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKLFlux2, FlowMatchEulerDiscreteScheduler
+from diffusers import (
+    AutoencoderKLFlux2,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+)
 from PIL import Image
 
 from core.diffusion.conftest import LENS_TINY
@@ -191,7 +196,7 @@ def test_full_strength_forgets_the_image(drawing):
 
 def test_starting_late_follows_the_flow_from_there(drawing):
     """With a transformer that is silent nothing moves: what comes out is the image, mixed with noise as it began."""
-    quiet = LensPipeline(drawing.transformer, drawing.vae, drawing.text_encoder, scheduler="flow-euler")
+    quiet = LensPipeline(drawing.transformer, drawing.vae, drawing.text_encoder, scheduler={"type": "flow-euler"})
     quiet.model.prediction = drawing.model.prediction
     weights = [p.clone() for p in quiet.transformer.proj_out.parameters()]
     with torch.no_grad():
@@ -274,7 +279,7 @@ def test_diffusers_reads_the_scheduler_that_is_saved(pipe, cases, tmp_path):
     [
         (FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True), "released"),
         (FlowMatchEulerDiscreteScheduler(shift=3.0), pytest.approx(np.log(3.0))),
-        ("flow-multistep", "none"),
+        ("flow-multistep", "released"),
         (None, "released"),
     ],
 )
@@ -329,6 +334,15 @@ def test_loras_come_and_go(saved_model):
         ({"image": picture(), "strength": 1.5}, "a strength of 1.5 is not above 0 and at most 1"),
         ({"image": torch.zeros(3, 8, 8)}, "the picture to start from is 8x8, not 16x16"),
         ({"scheduler": "flow-eular"}, "there is no sampler 'flow-eular'"),
+        ({"num_inference_steps": 0}, "the sampler's steps: Input should be greater than 0"),
+        ({"guidance_scale": float("nan")}, "a guidance of nan is no number"),
+        ({"num_images_per_prompt": 0}, "num_images_per_prompt is 0, not 1 or more"),
+        ({"height": 0}, "a size of 16x0 is not a multiple"),
+        ({"seed": 1, "generator": torch.Generator()}, "give a seed or a generator, not both"),
+        ({"negative_prompt_embeds": [torch.zeros(2, 3, 16)]}, "negative_prompt_embeds: 2 for 1 prompts"),
+        ({"prompt": None, "prompt_embeds": []}, "prompt_embeds has no layers"),
+        ({"prompt": None, "prompt_embeds": [torch.zeros(1, 3, 16)] * 2}, "are not the 1 layers of width 16"),
+        ({"prompt": None, "prompt_embeds": [torch.zeros(1, 3, 8)]}, "are not the 1 layers of width 16"),
     ],
     ids=str,
 )
@@ -343,6 +357,35 @@ def test_arguments_that_do_not_fit(drawing, changes, words):
 def test_features_that_do_not_fit(pipe, cases):
     with pytest.raises(ConfigError, match=r"prompt_embeds of shapes .* and prompt_mask of \(1, 4\) do not fit"):
         golden_call(pipe, cases, "empty_negative", prompt_mask=torch.ones(1, 4))
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        FlowMatchHeunDiscreteScheduler(),
+        FlowMatchEulerDiscreteScheduler(use_karras_sigmas=True),
+        EulerDiscreteScheduler(),
+    ],
+    ids=lambda scheduler: type(scheduler).__name__,
+)
+def test_schedulers_that_cannot_be_taken_over(drawing, scheduler):
+    with pytest.raises(ConfigError, match=r"is not known|cannot be taken over"):
+        drawing("two", scheduler=scheduler)
+
+
+def test_weights_that_overflow_are_no_black_picture(saved_model):
+    pipe = LensPipeline.from_pretrained(saved_model[1])
+    with torch.no_grad():
+        pipe.transformer.proj_out.bias.fill_(float("inf"))
+    with pytest.raises(LensError, match="the picture is not finite"):
+        pipe("two", height=8, width=8, seed=0)
+
+
+def test_a_used_folder_is_not_saved_into(pipe, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="is not empty"):
+        pipe.save_pretrained(tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
 
 
 def test_parts_that_cannot_be_used(golden_model, drawing):
@@ -365,3 +408,39 @@ def test_a_lora_of_the_modulation_reaches_the_table(saved_model):
     assert np.abs(pipe(**call).images - plain).max() > 1e-3
     pipe.unload_lora_weights()
     assert np.array_equal(pipe(**call).images, plain)
+
+
+def test_the_layout_is_made_once_for_all_steps(drawing, monkeypatch):
+    """Rotary table and attention's plan do not change from step to step."""
+    from lens_core.diffusion.models.lens import model as lens
+
+    made = []
+    whole = lens.rope_table
+    monkeypatch.setattr(lens, "rope_table", lambda *arguments: made.append(1) or whole(*arguments))
+    drawing("two", height=8, width=8, num_inference_steps=4, seed=0)
+    assert len(made) == 1
+
+
+def test_a_sampler_by_name_takes_the_models_steps_and_shift(saved_model):
+    pipe = LensPipeline.from_pretrained(saved_model[1])
+    pipe.model.sampler = pipe.model.sampler.model_copy(update={"steps": 3, "shift": 1.5})
+    steps = []
+    pipe(
+        "two",
+        height=8,
+        width=8,
+        seed=0,
+        scheduler="flow-multistep",
+        callback_on_step_end=lambda *told: steps.append(told),
+    )
+    assert len(steps) == 3
+    assert steps[0][2] == pytest.approx(float(pipe.model.registry.build("samplers", pipe.model.sampler).times(4)[1]))
+
+
+def test_memory_switches_do_not_cancel_each_other(saved_model):
+    pipe = LensPipeline.from_pretrained(saved_model[1])
+    pipe.enable_model_cpu_offload("cpu")
+    pipe.enable_modulation_table()
+    assert (pipe.model._turns, pipe.model._table) == (True, True)
+    pipe.to("cpu")
+    assert (pipe.model._turns, pipe.model._table) == (True, True)

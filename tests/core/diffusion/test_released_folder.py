@@ -20,6 +20,7 @@ from lens_core.diffusion.text_encoders.gpt_oss import template as template_modul
 from lens_core.diffusion.text_encoders.gpt_oss.template import RELEASED_HASHES, sha256
 from lens_core.errors import ArtifactError, ConfigError
 
+LAYERS = [3, 2, 1, 0]  # not the order that counting would give
 CALL = {"height": 64, "width": 64, "num_inference_steps": 2, "guidance_scale": 3.0, "seed": 1, "output_type": "np"}
 
 
@@ -36,7 +37,7 @@ def released(tmp_path):
     folder = tmp_path / "Lens"
     (folder / "transformer").mkdir(parents=True)
     config = json.loads((LENS_TINY / "transformer_config.json").read_text())
-    config |= {"_class_name": "LensTransformer2DModel", "_diffusers_version": "0.37.1"}
+    config |= {"_class_name": "LensTransformer2DModel", "_diffusers_version": "0.37.1", "selected_layer_index": LAYERS}
     (folder / "transformer" / "config.json").write_text(json.dumps(config))
     shutil.copy(LENS_TINY / "transformer.safetensors", folder / "transformer" / "diffusion_pytorch_model.safetensors")
     shutil.copytree(LENS_TINY / "vae", folder / "vae")
@@ -101,6 +102,8 @@ def test_saved_again_it_is_whole(released, tmp_path):
     assert np.array_equal(again("a red circle", **CALL).images, pipe("a red circle", **CALL).images)
     index = json.loads((tmp_path / "again" / "model_index.json").read_text())
     assert index["text_encoder"] == ["transformers", "GptOssModel"]
+    config = json.loads((tmp_path / "again" / "transformer" / "config.json").read_text())
+    assert config["selected_layer_index"] == LAYERS
     assert json.loads((tmp_path / "again" / "lens.json").read_text())["template"]["system"] == TEMPLATE["system"]
 
 

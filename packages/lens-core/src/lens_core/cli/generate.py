@@ -69,22 +69,25 @@ def generate_file(
     stride = loaded.autoencoder.stride
     start = None
     height, width = parse_size(size, multiple=stride) if size else loaded.image_size
-    if image:
-        picture = _read(image)
-        if not size:
-            height, width = (max(side // stride, 1) * stride for side in picture.shape[:2])
+    picture = _read(image) if image else None
+    if picture is not None and not size:
+        height, width = (max(side // stride, 1) * stride for side in picture.shape[:2])
+    if max(height, width) > MAX_SIDE:
+        raise ConfigError(f"--size {width}x{height}: at most {MAX_SIDE} pixels a side")
+    if picture is not None:
         start = Start.of(
             images.fit(picture, height, width),
             strength=strength,
             mask_HW=images.fit(_read(mask), height, width).mean(-1) >= 128 if mask else None,
         )
-    if max(height, width) > MAX_SIDE:
-        raise ConfigError(f"--size {width}x{height}: at most {MAX_SIDE} pixels a side")
     sampler = loaded.sampler
     if steps is not None:
         sampler = registry.parse("samplers", {**sampler.model_dump(), "steps": steps})
     request = Request(prompt=rewritten, height=height, width=width, seed=seed, negative=negative, start=start)
-    with _bar(sampler.model_dump().get("steps")) as on_step:
+    total = sampler.model_dump().get("steps")
+    if total and start:
+        total = max(1, round(total * strength))
+    with _bar(total) as on_step:
         (drawn,) = generate(loaded, [request], sampler=sampler, guidance=guidance, on_step=on_step)
     receipt = {
         "prompt": prompt,
@@ -94,6 +97,7 @@ def generate_file(
         "index": 0,
         "sampler": sampler.model_dump(mode="json"),
         "guidance": loaded.guidance if guidance is None else guidance,
+        "dtype": str(loaded.dtype).removeprefix("torch."),
         "model": _hash_of(model),
         "model_folder": model,
         "lens": __version__,

@@ -132,7 +132,10 @@ def generate(
         float, typer.Option(min=0, max=1, help="With --image: how much of it is forgotten; 1 is all.")
     ] = 0.6,
     lora: Annotated[list[str] | None, typer.Option(help="A LoRA to use, a .safetensors file; may be repeated.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; default: as stored.")] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="float32, bfloat16 or float16; default: float32 for the denoiser, the rest as stored."),
+    ] = None,
     offload: Annotated[
         bool, typer.Option("--offload", help="Bring encoder, denoiser and decoder to the device in turn.")
     ] = False,

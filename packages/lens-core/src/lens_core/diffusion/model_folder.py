@@ -24,7 +24,7 @@ from lens_core.diffusion.loaded_model import LoadedModel
 from lens_core.diffusion.model_source import local_model
 from lens_core.diffusion.released import is_released, released_lens, text_features_of
 from lens_core.diffusion.weights.checkpoint import load_weights, save_weights
-from lens_core.errors import ArtifactError
+from lens_core.errors import ArtifactError, ConfigError
 from lens_core.registry import Registry, load_registry
 
 if TYPE_CHECKING:
@@ -71,6 +71,8 @@ def save_model_folder(
         parents: name, type and hash of the artefacts it was made from.
         licence: what the weights may be used for.
     """
+    if folder.exists() and any(folder.iterdir()):
+        raise ConfigError(f"{folder} is not empty; a model is saved in a folder of its own")
     (folder / "transformer").mkdir(parents=True)
     transformer_config = {"_class_name": type(transformer).__name__, **transformer.config}  # type: ignore[dict-item]
     _write_json(folder / "transformer" / "config.json", transformer_config)

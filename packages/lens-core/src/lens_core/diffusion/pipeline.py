@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from PIL import Image
+from pydantic import ValidationError
 from torch import Tensor
 
+from lens_core.config.base import ComponentConfig
 from lens_core.diffusion.autoencoders.wrap import wrap_vae
 from lens_core.diffusion.device import pick_device
 from lens_core.diffusion.loaded_model import LoadedModel
@@ -35,11 +37,16 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from lens_core.config.base import ComponentConfig
+    from lens_core.registry import Registry
 
 __all__ = ["LensPipeline", "LensPipelineOutput"]
 
 RELEASED_GUIDANCE = 5.0
+RELEASED_SAMPLER = {"type": "flow-euler", "shift": "released"}
+_OTHER_GRIDS = (
+    *("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "shift_terminal", "invert_sigmas"),
+    "stochastic_sampling",
+)
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
@@ -168,9 +175,9 @@ class LensPipeline:
         """Keep the parts on the CPU; encoder, denoiser and decoder come to the device in turn, when they are needed."""
         self.model.to(torch.device(device) if device else pick_device("auto"), take_turns=True)
 
-    def enable_modulation_table(self, device: torch.device | str | None = None, *, take_turns: bool = False) -> None:
+    def enable_modulation_table(self, device: torch.device | str | None = None) -> None:
         """Leave the modulation layers, a third of the denoiser, on the CPU: a call's timesteps need them only once."""
-        self.model.to(torch.device(device or self.device), take_turns=take_turns, modulation_table=True)
+        self.model.to(torch.device(device) if device else None, modulation_table=True)
 
     def load_lora_weights(self, source: Path | dict[str, Tensor], adapter_name: str = "default") -> None:
         """Add a LoRA to the denoiser; see `lens_core.diffusion.weights.lora.load_lora`."""
@@ -246,7 +253,7 @@ class LensPipeline:
             image: what to start from instead of noise: a PIL image, a uint8 array [H, W, 3] or a tensor [3, H, W] in
                 [0, 1]; one for all or a list.
             mask_image: where to redraw: white or True; a PIL image or an array [H, W]; one for all or a list.
-            strength: how much of the way to noise the image is taken back, above 0 and at most 1.
+            strength: the share of the steps that are taken from the image on, above 0 and at most 1.
             scheduler: another sampler for this call, by name or config.
             reference_rounding: round timesteps as the released pipeline does in half precision.
             output_type: "pil", "np", "pt" or "latent".
@@ -277,6 +284,8 @@ class LensPipeline:
             strength=strength,
         )
         check_requests(requests, self.model.autoencoder)
+        if seed is not None and generator is not None:
+            raise ConfigError("give a seed or a generator, not both")
         if seed is None or latents is not None:
             requests = self._with_noise(requests, generator, latents)
             check_requests(requests, self.model.autoencoder)
@@ -320,15 +329,22 @@ class LensPipeline:
         masks = _each(mask_image, count, "mask_image")
         heights, widths = _each(height, count, "height"), _each(width, count, "width")
         seeds = _each(seed or 0, count, "seed")
-        if texts is not None and negative_texts is not None and len(negative_texts) == 1:
-            negative_texts = negative_texts * count
+        if copies < 1:
+            raise ConfigError(f"num_images_per_prompt is {copies}, not 1 or more")
+        if negative_texts is not None:
+            negative_texts = negative_texts * count if len(negative_texts) == 1 else negative_texts
+            if len(negative_texts) != count:
+                raise ConfigError(f"negative_prompt_embeds: {len(negative_texts)} for {count} prompts")
         requests = []
         for i in range(count):
             if masks[i] is not None and pictures[i] is None:
                 raise ConfigError("mask_image needs an image to redraw a part of")
             own = _size_of(pictures[i])
-            default = self.model.image_size if own is None else tuple(side // stride * stride for side in own)
-            size = heights[i] or default[0], widths[i] or default[1]
+            default = self.model.image_size if own is None else tuple(max(side // stride, 1) * stride for side in own)
+            size = (
+                default[0] if heights[i] is None else heights[i],
+                default[1] if widths[i] is None else widths[i],
+            )
             start = None
             if pictures[i] is not None:
                 mask = None if masks[i] is None else _mask(masks[i], *size)
@@ -375,22 +391,48 @@ class LensPipeline:
         return [Image.fromarray((array * 255).round().astype(np.uint8)) for array in arrays]
 
     def _sampler_of_call(self, scheduler: Any, steps: int | None) -> ComponentConfig:
-        registry = self.model.registry
-        config = self.model.sampler if scheduler is None else _sampler(scheduler, registry)
-        return config if steps is None else registry.parse("samplers", {**config.model_dump(), "steps": steps})
+        own = self.model.sampler
+        config = own if scheduler is None else _sampler(scheduler, self.model.registry, own)
+        return config if steps is None else _parsed(self.model.registry, {**config.model_dump(), "steps": steps})
 
 
-def _sampler(scheduler: Any, registry: Any) -> ComponentConfig:
-    """A sampler's config from what users hand over."""
+def _sampler(scheduler: Any, registry: Registry, own: ComponentConfig | None = None) -> ComponentConfig:
+    """A sampler's config from what users hand over; one by name takes steps and shift of the model's own."""
     if scheduler is None:
-        scheduler = {"type": "flow-euler", "shift": "released"}
-    elif hasattr(scheduler, "config"):  # of diffusers
-        known = scheduler.config
-        if "Flow" not in type(scheduler).__name__:
-            raise ConfigError(f"a scheduler of the class {type(scheduler).__name__} is not for flow matching")
-        shift = "released" if known.get("use_dynamic_shifting") else math.log(known.get("shift", 1.0))
-        scheduler = {"type": "flow-euler", "shift": shift}
-    config: ComponentConfig = registry.parse("samplers", scheduler) if isinstance(scheduler, str | dict) else scheduler
+        return _parsed(registry, RELEASED_SAMPLER)
+    if isinstance(scheduler, ComponentConfig):
+        return scheduler
+    if hasattr(scheduler, "config"):
+        return _parsed(registry, {"type": "flow-euler", "shift": _shift_of(scheduler)})
+    if isinstance(scheduler, str):
+        known = own.model_dump() if own else RELEASED_SAMPLER
+        takes = registry.spec("samplers", scheduler).load_config().model_fields
+        scheduler = {
+            "type": scheduler,
+            **{name: known[name] for name in ("steps", "shift") if name in known and name in takes},
+        }
+    return _parsed(registry, scheduler)
+
+
+def _shift_of(scheduler: Any) -> str | float:
+    """What a scheduler of diffusers says about its time grid, in our words."""
+    known, name = scheduler.config, type(scheduler).__name__
+    if name != "FlowMatchEulerDiscreteScheduler":
+        raise ConfigError(f"a scheduler of the class {name} is not known; known: FlowMatchEulerDiscreteScheduler")
+    odd = [key for key in _OTHER_GRIDS if known.get(key)]
+    if odd or known.get("shift", 1.0) <= 0:
+        raise ConfigError(
+            f"the scheduler's {', '.join(odd) or 'shift'} cannot be taken over: name one of Lens' samplers"
+        )
+    return "released" if known.get("use_dynamic_shifting") else math.log(known.get("shift", 1.0))
+
+
+def _parsed(registry: Registry, block: dict[str, Any]) -> ComponentConfig:
+    try:
+        config: ComponentConfig = registry.parse("samplers", block)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise ConfigError(f"the sampler's {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
     return config
 
 
@@ -406,6 +448,8 @@ def _features(layers: Sequence[Tensor] | None, mask_BS: Tensor | None, name: str
     """Padded features [B, S, E] per layer to a list of [T, E] per layer for each prompt."""
     if layers is None:
         return None
+    if not layers:
+        raise ConfigError(f"{name}_embeds has no layers")
     size, length = layers[0].shape[:2]
     if mask_BS is None:
         mask_BS = torch.ones(size, length, dtype=torch.bool)
@@ -449,7 +493,7 @@ def _mask(mask: Any, height: int, width: int) -> Tensor:
     """A mask as users have it to bool [H, W]."""
     array = np.asarray(mask.convert("L") if isinstance(mask, Image.Image) else mask)
     if array.dtype != bool:
-        array = array >= (128 if array.dtype == np.uint8 else 0.5)
+        array = array >= (128 if array.dtype == np.uint8 and array.max(initial=0) > 1 else 0.5)
     if array.shape != (height, width):
         fitted = Image.fromarray(array.astype(np.uint8) * 255).resize((width, height), Image.Resampling.NEAREST)
         array = np.asarray(fitted) > 0

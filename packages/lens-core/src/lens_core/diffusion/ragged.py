@@ -66,7 +66,7 @@ class RaggedBatch:
     def at(self, image: Tensor, timestep: Tensor) -> RaggedBatch:
         """Another moment of the same segments: the layout, and what was derived from it, stay."""
         moment = replace(self, image=image, timestep=timestep)
-        moment.derived.update(self.derived)
+        object.__setattr__(moment, "derived", self.derived)  # one for all moments, whichever comes first
         return moment
 
     @property

@@ -111,7 +111,9 @@ def _network(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             f"{where}: enc_hidden_dim is {transformer.get('enc_hidden_dim')!r}, but the text encoder's hidden_size is "
             f"{language.get('hidden_size')!r}"
         )
-    model = {"type": "lens", "preset": "3.8b"} | {key: transformer[key] for key in _ARCHITECTURE}
+    model = {"type": "lens", "preset": "3.8b"} | {
+        key: transformer[key] for key in (*_ARCHITECTURE, "selected_layer_index")
+    }
     return model, {"type": "gpt-oss", "layers": transformer["selected_layer_index"]}
 
 

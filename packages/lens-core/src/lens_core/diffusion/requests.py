@@ -27,7 +27,7 @@ class Start:
 
     Args:
         pixels_CHW: [3, H, W] in [-1, 1], of the request's size.
-        strength: how much of the way to noise it is taken back: 1 forgets it, and it never quite stays at 0.
+        strength: the share of the steps that are taken, the last ones: 1 forgets the picture. At least one step is.
         mask_HW: bool [H, W], True where it may change; everywhere by default. What must not change comes back
             pixel for pixel.
     """

@@ -71,7 +71,7 @@ class Segments:
             # adds with atomics.
             zeros = x_ND.new_zeros(self.count, x_ND.shape[-1], dtype=exact)
             return zeros.index_add_(0, self.index, x_ND.to(exact))
-        return torch.segment_reduce(x_ND.to(exact), "sum", lengths=self.lengths, axis=0, initial=0)
+        return torch.segment_reduce(x_ND.to(exact), "sum", lengths=self.lengths, axis=0, initial=0, unsafe=True)
 
 
 # Autograd brings a gradient to the dtype of what it belongs to: sums stay exact until then.

@@ -7,6 +7,7 @@ U different times, H and W pixels.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ from lens_core.diffusion.guidance import guide
 from lens_core.diffusion.prediction import to_velocity
 from lens_core.diffusion.ragged import RaggedBatch, offsets_of
 from lens_core.diffusion.requests import Request, check_requests
+from lens_core.errors import ConfigError, LensError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -120,6 +122,8 @@ def encode(
     for request in requests:
         text = known.get(request.prompt, nothing) if request.text is None else request.text
         negative = known.get(request.negative, nothing) if request.negative_text is None else request.negative_text
+        _check_text(text, nothing)
+        _check_text(negative, nothing)
         encoded.append(replace(request, text=text, negative_text=negative if guided else None))
     return encoded
 
@@ -195,6 +199,10 @@ def decode(
             for numbers in _batches([grid[0] * grid[1]] * len(members), max_batch_tokens):
                 which = [members[number] for number in numbers]
                 decoded = model.autoencoder.decode(torch.stack([tokens[i] for i in which]), grid)
+                if not bool(torch.isfinite(decoded).all()):
+                    raise LensError(
+                        f"the picture is not finite: weights in {model.dtype} overflow or are damaged; try bfloat16"
+                    )
                 pixels |= dict(zip(which, decoded, strict=True))
     return [_kept(request, pixels[i]) for i, request in enumerate(requests)]
 
@@ -228,20 +236,24 @@ def _denoise_batch(
         rows = [torch.zeros(n, channels) if one is None else one for one, n in zip(clean, lengths, strict=True)]
         clean_NC = torch.cat([one.to(device) for one in rows])
         x_NC = torch.lerp(clean_NC, noise_NC, times_SN1[0])
-        hold = _Hold(requests, grids, noise_NC - clean_NC)
+        if any(request.start and request.start.mask_HW is not None for request in requests):
+            hold = _Hold(requests, grids, noise_NC - clean_NC)
 
     seen_GS = times_GS[:, :-1]
     if reference_rounding:
         seen_GS = ((1000 * seen_GS).to(dtype) / 1000).float()
     times_U, which_GS = seen_GS.unique(return_inverse=True)
     table = model.modulation(times_U)
+    # On the device before the first step: a copy within the loop would wait for the step before.
+    seen_SG = seen_GS.T.repeat(1, branches).to(device)
+    which_SG = which_GS.T.repeat(1, branches).to(device)
     first = RaggedBatch(
         image=x_NC.to(dtype).repeat(branches, 1),
         text=[torch.cat([one.to(device, dtype) for one in layer]) for layer in zip(*texts, strict=True)],
         image_offsets=offsets_of(lengths * branches),
         text_offsets=offsets_of([_length(one) for one in texts]),
         grids=torch.tensor(grids * branches),
-        timestep=seen_GS[:, 0].repeat(branches).to(device),
+        timestep=seen_SG[0],
     )
     step = 0
 
@@ -249,8 +261,8 @@ def _denoise_batch(
         nonlocal step
         if step and on_step:
             on_step(step - 1, float(times_GS[0, step]), list(x_NC.split(lengths)))
-        moment = first.at(x_NC.to(dtype).repeat(branches, 1), seen_GS[:, step].repeat(branches).to(device))
-        ahead = {"modulation": table.take(which_GS[:, step].repeat(branches))} if table else {}
+        moment = first.at(x_NC.to(dtype).repeat(branches, 1), seen_SG[step])
+        ahead = {"modulation": table.take(which_SG[step])} if table else {}
         output = model.transformer.forward_ragged(moment, **ahead).float()
         step += 1
         parts = [to_velocity(model.prediction, part, x_NC, t_N1) for part in output.chunk(branches)]
@@ -310,11 +322,23 @@ def _times(request: Request, times_S: Tensor) -> Tensor:
     if request.start is None:
         return times_S
     steps = len(times_S) - 1
-    return times_S[steps - max(1, int(steps * request.start.strength)) :]
+    return times_S[steps - max(1, round(steps * request.start.strength)) :]
 
 
 def _scale(model: LoadedModel, guidance: float | None) -> float:
-    return model.guidance if guidance is None else guidance
+    scale = model.guidance if guidance is None else guidance
+    if not math.isfinite(scale):
+        raise ConfigError(f"a guidance of {scale} is no number to guide by")
+    return scale
+
+
+def _check_text(text: Text, nothing: Text) -> None:
+    """Features must have the layers and the width that the denoiser takes."""
+    if len(text) != len(nothing) or any(a.shape[1:] != b.shape[1:] for a, b in zip(text, nothing, strict=True)):
+        raise ConfigError(
+            f"features of shapes {[tuple(layer.shape) for layer in text]} are not the {len(nothing)} layers of width "
+            f"{nothing[0].shape[-1]} that the model takes"
+        )
 
 
 def _length(text: Text | None) -> int:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CaptionerContract", "DatasetContract", "EvaluatorContract", "FilterContract", "RewriterContract"]
 
-_STATUSES = {"ok", "refusal", "content-filter", "truncated", "empty", "transport", "bad-image"}
+_STATUSES = {"ok", "refusal", "content-filter", "truncated", "empty", "schema-invalid", "transport", "bad-image"}
 
 
 class DatasetContract(ComponentContract):

@@ -15,7 +15,7 @@ from torch import Tensor
 from lens_core.diffusion.attention.plan import AttentionPlan, holes_of, places_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from lens_core.diffusion.attention.backends import Heads
 
@@ -43,6 +43,9 @@ class GroupedPlan(AttentionPlan):
 
 class ReferenceAttention:
     """One call of PyTorch's attention per group."""
+
+    def __init__(self) -> None:
+        self._attend: Callable[[Sequence[Heads], AttentionPlan], Tensor] = _attend
 
     def plan(self, *lengths: Sequence[int], device: torch.device) -> GroupedPlan:
         """Sort the segments by length and cut them into groups."""
@@ -72,21 +75,28 @@ class ReferenceAttention:
             groups=tuple(groups),
         )
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # it would be compiled for every number of groups
     def __call__(self, sections: Sequence[Heads], plan: AttentionPlan) -> Tensor:
         """Attend, group by group."""
-        assert isinstance(plan, GroupedPlan)
-        if not plan.groups:
-            return sections[0][2]  # which holds no token
-        if len(sections) < len(plan.groups):  # by compiled code, see AttentionPlan.cuts
-            sections = list(zip(*(x.split(plan.sections) for x in sections[0]), strict=True))
-        outputs = []
-        for group, heads in zip(plan.groups, sections, strict=True):
-            # [R, A, P] -> [count, A, size, P]
-            q, k, v = (x.unflatten(0, (group.count, group.size)).transpose(1, 2) for x in heads)
-            output = F.scaled_dot_product_attention(q, k, v, attn_mask=group.mask)
-            outputs.append(output.transpose(1, 2).flatten(0, 1))
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+        return self._attend(sections, plan)
+
+    def set_apart(self) -> None:
+        """Be called by compiled code, not compiled with it: that would be done for every number of groups."""
+        self._attend = torch.compiler.disable(_attend)
+
+
+def _attend(sections: Sequence[Heads], plan: AttentionPlan) -> Tensor:
+    assert isinstance(plan, GroupedPlan)
+    if not plan.groups:
+        return sections[0][2]  # which holds no token
+    if len(sections) < len(plan.groups):  # by compiled code, see AttentionPlan.cuts
+        sections = list(zip(*(x.split(plan.sections) for x in sections[0]), strict=True))
+    outputs = []
+    for group, heads in zip(plan.groups, sections, strict=True):
+        # [R, A, P] -> [count, A, size, P]
+        q, k, v = (x.unflatten(0, (group.count, group.size)).transpose(1, 2) for x in heads)
+        output = F.scaled_dot_product_attention(q, k, v, attn_mask=group.mask)
+        outputs.append(output.transpose(1, 2).flatten(0, 1))
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
 def _cuts(sizes: list[int]) -> list[int]:

@@ -32,6 +32,10 @@ class LensModelConfig(ComponentConfig):
     axes_dims_rope: tuple[int, int, int] | None = Field(
         None, description="Channels of a head that encode frame, height and width; they add up to attention_head_dim."
     )
+    selected_layer_index: tuple[int, ...] | None = Field(
+        None,
+        description="Which of the text encoder's layers the features come from, for those who read it; null counts.",
+    )
 
     @model_validator(mode="after")
     def _axes_fit(self) -> LensModelConfig:
@@ -44,5 +48,5 @@ class LensModelConfig(ComponentConfig):
 
     def architecture(self) -> dict[str, Any]:
         """The preset with this config's own values over it."""
-        own = self.model_dump(exclude={"type", "preset"}, exclude_none=True)
+        own = self.model_dump(exclude={"type", "preset", "selected_layer_index"}, exclude_none=True)
         return {**load_preset(self.preset), **own}

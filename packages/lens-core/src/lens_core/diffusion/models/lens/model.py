@@ -27,6 +27,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lens_core.diffusion.attention import AttentionBackend, AttentionPlan, attention_backend
 from lens_core.diffusion.attention.heads import joint_heads
+from lens_core.diffusion.attention.reference import ReferenceAttention
 from lens_core.diffusion.flops import denoiser_flops
 from lens_core.diffusion.norms import RMSNorm
 from lens_core.diffusion.ragged import RaggedBatch, offsets_of
@@ -144,6 +145,7 @@ class LensTransformer2DModel(nn.Module):
         }
         self.axes_dims_rope = tuple(axes_dims_rope)
         self.attention: AttentionBackend = attention_backend("reference")
+        self._attention_chosen = self._compiled = False
         self.gradient_checkpointing = False
         text_layers = len(selected_layer_index)
         self.img_in = nn.Linear(in_channels, dim)
@@ -251,12 +253,24 @@ class LensTransformer2DModel(nn.Module):
         return parts
 
     def set_attention_backend(self, name: str) -> None:
-        """Attend by another backend: "reference", "varlen" or "flex".
+        """Attend by another backend, and keep to it: "reference", "varlen" or "flex".
 
         Raises:
             ConfigError: there is no such backend.
         """
+        self._attention_chosen = True
+        self._attend_by(name)
+
+    def choose_attention(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Attend by what is fastest there, unless a backend was set: kernels for ragged batches where they exist."""
+        if not self._attention_chosen:
+            half = dtype in {torch.bfloat16, torch.float16}
+            self._attend_by("varlen" if device.type == "cuda" and half else "reference")
+
+    def _attend_by(self, name: str) -> None:
         self.attention = attention_backend(name)
+        if self._compiled and isinstance(self.attention, ReferenceAttention):
+            self.attention.set_apart()
 
     def enable_gradient_checkpointing(self, enabled: bool = True) -> None:
         """Keep only the blocks' inputs for the backward pass, and compute each block again there."""
@@ -264,6 +278,9 @@ class LensTransformer2DModel(nn.Module):
 
     def compile_blocks(self, **options: Any) -> None:
         """Compile each block for any number of tokens; they are alike, so this costs one compilation."""
+        self._compiled = True
+        if isinstance(self.attention, ReferenceAttention):
+            self.attention.set_apart()
         for block in self.transformer_blocks:
             block.compile(dynamic=True, **options)
 
@@ -318,7 +335,9 @@ class LensTransformer2DModel(nn.Module):
             ValueError: the padding is not on the right.
         """
         size, text_length = hidden_states.shape[0], encoder_hidden_states[0].shape[1]
-        _, height, width = img_shapes[0]
+        frames, height, width = img_shapes[0]
+        if frames != 1 or any(tuple(shape) != tuple(img_shapes[0]) for shape in img_shapes):
+            raise ValueError(f"img_shapes must be one (1, height, width) for the whole batch, not {list(img_shapes)}")
         mask_BS = encoder_hidden_states_mask
         if mask_BS is None:
             mask_BS = torch.ones(size, text_length, dtype=torch.bool, device=hidden_states.device)
@@ -526,5 +545,5 @@ def build(
         in_channels=in_channels,
         out_channels=in_channels // fields["patch_size"] ** 2,
         enc_hidden_dim=enc_hidden_dim,
-        selected_layer_index=range(num_text_layers),
+        selected_layer_index=config.selected_layer_index or range(num_text_layers),
     )
