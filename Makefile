@@ -41,6 +41,7 @@ bench: .stamps/dev ## The benchmarks; each prints ratios and writes JSON to runs
 	$(BIN)/python benchmarks/inference.py --preset 100m --repeats 3 --out runs/benchmarks/inference-100m.json
 	$(BIN)/python benchmarks/load_memory.py
 	$(BIN)/python benchmarks/quantize.py
+	$(BIN)/python benchmarks/caption.py --images 2000 --out runs/benchmarks/caption.json
 
 all: lint types docs test ## What CI runs.
 

@@ -8,10 +8,12 @@ import json
 import os
 import random
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections import Counter
+from decimal import Decimal
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -20,17 +22,20 @@ from PIL import Image
 
 from lens_caption.captioners.openai.captioner import OpenAICaptioner
 from lens_caption.captioners.openai.config import OpenAIConfig
+from lens_caption.captioners.openai.requests import build_request
 from lens_caption.engine.journal import Journal
 from lens_caption.engine.run import caption_all
-from lens_caption.testing.openai_server import OpenAIServer, caption_of
+from lens_caption.engine.settings import EngineSettings
+from lens_caption.prompts import load_recipe
+from lens_caption.testing.openai_server import Faults, Limits, OpenAIServer, caption_of
 from lens_core.contracts import CaptionOutcome, ImageItem
-from lens_core.errors import Stopped
+from lens_core.errors import ConfigError, LensError, Stopped, StorageError
 from lens_core.images import decode, to_jpeg
 from lens_core.pipeline.context import StageContext
 from lens_core.pipeline.progress import Progress
 from lens_core.storage.artifacts import OutputFolder
 
-BATCH = 4
+IN_FLIGHT = 2
 PIPELINE = """\
 run: run
 stages:
@@ -38,9 +43,9 @@ stages:
   - name: words
     type: caption
     source: images
-    batch_size: {batch}
     captioner:
-      {{type: openai, model: test-model, base_url: "{url}", concurrency: 2, max_attempts: 1, max_wait_s: 0}}
+      {{type: openai, model: test-model, prompt: {prompt}, base_url: "{url}",
+       concurrency: 2, max_attempts: 1, max_wait_s: 0}}
 """
 
 
@@ -78,8 +83,8 @@ def photos(tmp_path):
 def command(tmp_path):
     """`lens run` on the photos in a process of its own."""
 
-    def start(server, batch=BATCH):
-        (tmp_path / "pipeline.yaml").write_text(PIPELINE.format(url=server.url, batch=batch))
+    def start(server, prompt="dense-1"):
+        (tmp_path / "pipeline.yaml").write_text(PIPELINE.format(url=server.url, prompt=prompt))
         return subprocess.Popen(
             [Path(sys.executable).with_name("lens"), "run", "pipeline.yaml"],
             cwd=tmp_path,
@@ -197,7 +202,6 @@ def test_killed_in_its_midst_it_buys_no_caption_twice(photos, command, tmp_path)
             settle(server)
             kept = journalled(tmp_path)
             assert 0 < len(kept) < 24
-            assert len(kept) % BATCH == 0
             paid_for.append((kept, Counter(entry.image for entry in server.ledger)))
         code, said = finish(command(server))
         assert code == 0, said
@@ -206,11 +210,11 @@ def test_killed_in_its_midst_it_buys_no_caption_twice(photos, command, tmp_path)
     for kept, before in paid_for:
         assert all(bought[hashes[key]] == before[hashes[key]] for key in kept)
     assert set(bought) == set(hashes.values())
-    assert sum(bought.values()) <= 24 + 2 * BATCH  # what was on its way at a kill is asked for again
+    assert sum(bought.values()) <= 24 + 2 * IN_FLIGHT  # what was on its way at a kill is asked for again
     assert [row["text"] for row in captions(tmp_path)] == [expected_text(data) for data in photos]
 
 
-def test_a_signal_stops_between_batches_and_nothing_is_bought_again(photos, command, tmp_path):
+def test_a_signal_stops_and_nothing_is_bought_again(photos, command, tmp_path):
     with OpenAIServer(delay_s=0.05) as server:
         process = command(server)
         wait_for(lambda: len(server.ledger) >= 6, process)
@@ -231,7 +235,7 @@ def test_a_signal_stops_between_batches_and_nothing_is_bought_again(photos, comm
 
 def test_captions_stand_in_the_order_of_the_images(photos, command, tmp_path):
     with OpenAIServer() as server:
-        code, said = finish(command(server, batch=5))
+        code, said = finish(command(server))
         assert code == 0, said
         assert len(server.ledger) == 24
     rows = captions(tmp_path)
@@ -310,12 +314,12 @@ def test_a_server_that_was_down_is_asked_again_by_the_next_run(photos, command, 
 
 
 def test_an_account_that_runs_dry_keeps_what_was_bought_with_it(photos, command, tmp_path):
-    with OpenAIServer(faults=["ok"] * 2 * BATCH + ["quota"]) as server:
+    with OpenAIServer(faults=["ok"] * 8 + ["quota"]) as server:
         code, said = finish(command(server))
         assert code == 2
         assert "exceeded your current quota" in said[-1]
         kept = journalled(tmp_path)
-        assert len(kept) == 2 * BATCH
+        assert 8 <= len(kept) <= 8 + IN_FLIGHT
         code, said = finish(command(server))
         assert code == 0, said
         bought = Counter(entry.image for entry in server.ledger)
@@ -341,15 +345,18 @@ def engine(tmp_path, lens_registry):
         progress=progress,
     )
 
-    def run(server, items, *, batch_size=2, max_attempts=1):
-        captioner = OpenAICaptioner(
-            OpenAIConfig(model="m", base_url=server.url, concurrency=1, max_attempts=max_attempts, max_wait_s=0)
-        )
+    def run(server, items, *, fetch=None, **options):
+        settings = EngineSettings.model_validate({k: v for k, v in options.items() if k in EngineSettings.model_fields})
+        captioner = {k: v for k, v in options.items() if k not in EngineSettings.model_fields}
+        fixed = {"model": "m", "base_url": server.url, "concurrency": 1, "max_attempts": 1, "max_wait_s": 0}
+        built = OpenAICaptioner(OpenAIConfig.model_validate({**fixed, **captioner}))
         journal = Journal(context.state_dir / "journal.sqlite")
+        by_key = {item.key: item for item in items}
         try:
-            return caption_all(items, captioner, journal, context, batch_size=batch_size)
+            caption_all(list(by_key), fetch or by_key.__getitem__, built, journal, context, settings=settings)
+            return journal.read()
         finally:
-            captioner.close()
+            built.close()
             journal.close()
 
     run.progress, run.said = progress, said
@@ -365,16 +372,15 @@ def test_only_failures_of_transport_are_tried_again(engine):
     faults = ["ok", "500", "refusal", "empty", "drop", "400", "html"]
     with OpenAIServer(faults=faults) as server:
         first = engine(server, images)
-        assert [first[item.key].status for item in images] == [
-            "ok", "transport", "refusal", "empty", "transport", "bad-image", "transport"
-        ]  # fmt: skip
+        decided = {"ok": 1, "refusal": 1, "empty": 1, "bad-image": 1}
+        assert Counter(item.status for item in first.values()) == {**decided, "transport": 3}
         assert server.requests == 7
         second = engine(server, images)
         assert server.requests == 10
-        assert [second[item.key].status for item in images] == [
-            "ok", "ok", "refusal", "empty", "ok", "bad-image", "ok"
-        ]  # fmt: skip
-        assert second[images[4].key].text == expected_text(images[4].data)
+        assert Counter(item.status for item in second.values()) == {**decided, "ok": 4}
+        assert all(second[key] == item for key, item in first.items() if item.status != "transport")
+        texts = {item.key: expected_text(item.data) for item in images}
+        assert all(item.text == texts[key] for key, item in second.items() if item.status == "ok")
         third = engine(server, images)
         assert server.requests == 10
         assert third == second
@@ -390,25 +396,271 @@ def test_images_that_are_known_are_not_even_read(engine):
         assert set(outcomes) == {item.key for item in images}
 
 
-def test_a_stop_between_batches_leaves_whole_batches(engine, tmp_path):
-    images = items(7)
-    with OpenAIServer() as server:
+def test_a_stop_finishes_what_is_in_flight(engine):
+    images = items(30)
+    by_key = {item.key: item for item in images}
+    with OpenAIServer(delay_s=0.05) as server:
 
-        def until_the_third():
-            for number, item in enumerate(images):
-                if number == 3:  # while the second batch is gathered
-                    engine.progress.stop_asked = True
-                yield item
+        def fetch(key):
+            if len(server.ledger) >= 2:
+                engine.progress.stop_asked = True
+            return by_key[key]
 
-        with pytest.raises(Stopped, match="stopped after 2 captions; the same command goes on from here"):
-            engine(server, until_the_third())
-        assert len(server.ledger) == 2
+        with pytest.raises(Stopped, match=r"stopped after \d+ captions; the same command goes on from here"):
+            engine(server, images, fetch=fetch)
+        assert 2 <= len(server.ledger) < 30
         engine.progress.stop_asked = False
-        assert len(engine(server, images)) == 7
-        assert len(server.ledger) == 7
+        assert len(engine(server, images)) == 30
+        assert len(server.ledger) == 30
 
 
 def test_nothing_to_do(engine):
     with OpenAIServer() as server:
         assert engine(server, []) == {}
         assert server.requests == 0
+
+
+# Against the server's own ledger and limits
+
+
+def test_the_first_request_goes_alone_and_tells_the_limits(engine):
+    """A server that says its limits only in headers is never asked too fast: it would say 429."""
+    with OpenAIServer(limits=Limits(rpm=1200, tpm=10_000_000, window_s=1)) as server:
+        outcomes = engine(server, items(60), concurrency=32)
+        assert server.requests == 60  # none was refused and asked again
+    assert {item.status for item in outcomes.values()} == {"ok"}
+
+
+@pytest.mark.parametrize(("rpm", "tpm"), [(1800, None), (None, 1_600_000)])
+def test_a_set_limit_is_used_and_never_passed(engine, rpm, tpm):
+    """At least 95 % of it, without a single 429; what a request reserves and does not use comes back."""
+    count = 150
+    with OpenAIServer(limits=Limits(rpm=rpm, tpm=tpm, window_s=2), delay_s=0.05) as server:
+        started = time.monotonic()
+        outcomes = engine(server, items(count), concurrency=64, rpm=rpm, tpm=tpm)
+        seconds = time.monotonic() - started
+        assert server.requests == count
+        assert not server.faults.met["429"]
+        used = count if rpm else sum(entry.input_tokens + entry.output_tokens for entry in server.ledger)
+    assert {item.status for item in outcomes.values()} == {"ok"}
+    # The end is the last answers' latency, and the start a handshake: they are no part of the pace.
+    assert used / (seconds - 0.3) >= 0.95 * (rpm or tpm) / 60
+
+
+def test_every_answer_is_charged_to_the_token_and_the_cent(engine, tmp_path):
+    images = items(20)
+    faults = Faults(rate=0.3, seed=11, kinds=["passing", "content"])
+    with OpenAIServer(faults=faults, slow_s=0.05, drip_s=0.05) as server:
+        outcomes = engine(server, images, model="gpt-4.1", max_attempts=8, concurrency=4)
+        journal = Journal(tmp_path / "state" / "journal.sqlite")
+        spent, (waiting, _) = journal.spent(), journal.waiting()
+        journal.close()
+        assert waiting.tokens == 0
+        cost = server.ledger.total_cost()
+        lost = sum(server.faults.met[name] for name in ("drop", "html", "truncated-json"))
+        unheard = [entry for entry in server.ledger if "after-billing" in entry.outcome]
+    assert spent.usd >= cost  # what may have been billed counts as billed
+    assert spent.images == len(server.ledger) + lost
+    assert len(unheard) <= server.faults.met.total()
+    by_id = {entry.response_id: entry for entry in server.ledger}
+    for item in outcomes.values():
+        if item.status == "ok":
+            entry = by_id[item.provenance["response_id"]]
+            assert Decimal(item.provenance["cost_usd"]) == entry.cost
+            assert item.provenance["input_tokens"] == entry.input_tokens
+
+
+@pytest.mark.parametrize("budget", [{"usd": "0.02"}, {"tokens": 2500}, {"images": 3}])
+def test_the_budget_stops_the_run_and_the_ledger_agrees(engine, budget):
+    with OpenAIServer(delay_s=0.02) as server:
+        with pytest.raises(
+            Stopped, match=r"the budget is used up after \d+ of 30 images: .* of budget\.\w+ .* are spent"
+        ):
+            engine(server, items(30), model="gpt-4.1", concurrency=8, budget=budget)
+        assert len(server.ledger) > 1
+        assert server.ledger.total_cost() <= Decimal(budget.get("usd", 1))
+        tokens = sum(entry.input_tokens + entry.output_tokens for entry in server.ledger)
+        assert tokens <= budget.get("tokens", 10**9)
+        assert len(server.ledger) <= budget.get("images", 30)
+        if "images" in budget:
+            assert len(server.ledger) == 3
+        billed = len(server.ledger)
+        engine(server, items(30), model="gpt-4.1", budget={"usd": "1"})
+        assert len(server.ledger) == 30
+        assert billed < 30
+
+
+def test_a_budget_in_dollars_needs_a_price(engine):
+    with OpenAIServer() as server:
+        with pytest.raises(ConfigError, match=r"the price of gpt-4.1 in the lane 'flex' is not known"):
+            engine(server, items(2), model="gpt-4.1", lane="flex", budget={"usd": 1})
+        assert server.requests == 0
+
+
+def test_flex_is_asked_for_and_recorded(engine):
+    with OpenAIServer(faults=["flex-unavailable"]) as server:
+        outcomes = engine(server, items(3), model="gpt-6-luna", lane="flex", max_attempts=3, budget={"usd": 1})
+        assert {entry.tier for entry in server.ledger} == {"flex"}
+        assert {item.provenance["lane"] for item in outcomes.values()} == {"flex"}
+        assert {item.provenance["service_tier"] for item in outcomes.values()} == {"flex"}
+        costs = sum(Decimal(item.provenance["cost_usd"]) for item in outcomes.values())
+        assert costs == server.ledger.total_cost()
+
+
+def test_a_wrong_parameter_brands_no_image(engine):
+    """gpt-6 refuses `temperature` while it reasons; that is no image's fault."""
+    with OpenAIServer() as server:
+        with pytest.raises(
+            LensError, match=r"refuses the model 'gpt-6-luna': HTTP 400: Unsupported value: 'temperature'"
+        ):
+            engine(server, items(5), model="gpt-6-luna", temperature=0.5, reasoning_effort="low")
+        outcomes = engine(server, items(5), model="gpt-6-luna")
+    assert {item.status for item in outcomes.values()} == {"ok"}
+
+
+def test_several_layers_come_of_one_answer(engine):
+    with OpenAIServer(faults=["schema-invalid"]) as server:
+        outcomes = list(engine(server, items(4), prompt="layered-1").values())
+        assert len(server.ledger) == 4
+    assert Counter(item.status for item in outcomes) == {"ok": 3, "schema-invalid": 1}
+    for item in outcomes:
+        if item.status == "ok":
+            assert list(item.layers) == ["brief", "short", "dense"]
+            assert item.text == item.layers["brief"]
+
+
+@pytest.mark.parametrize("api", ["chat", "responses"])
+@pytest.mark.parametrize("prompt", ["dense-1", "layered-1"])
+def test_what_a_preview_sends_is_what_a_run_sends(engine, api, prompt):
+    image = items(1)[0]
+    with OpenAIServer() as server:
+        config = OpenAIConfig(model="m", base_url=server.url, api=api, prompt=prompt)
+        captioner = OpenAICaptioner(config)
+        (preview,) = captioner.caption([image])
+        request = captioner.request_for(image)
+        line = captioner.request_for(image, "batch")
+        captioner.close()
+        (ran,) = engine(server, [image], api=api, prompt=prompt).values()
+    assert json.loads(request.body) == build_request(config, image.data)
+    assert request == line
+    assert preview.provenance["request_sha256"] == ran.provenance["request_sha256"] == request.hash[:16]
+    assert preview.provenance["prompt_sha256"] == ran.provenance["prompt_sha256"] == load_recipe(prompt).hash
+    assert preview.text == ran.text
+
+
+def test_processes_prepare_the_same_requests(engine):
+    with OpenAIServer() as server:
+        outcomes = engine(server, items(6), workers=2, concurrency=4)
+        assert len(server.ledger) == 6
+    assert [outcomes[item.key].text for item in items(6)] == [expected_text(item.data) for item in items(6)]
+
+
+def test_bad_images_cost_nothing(engine):
+    bad = ImageItem(key="0" * 64, data=b"not an image")
+    with OpenAIServer() as server:
+        outcomes = engine(server, [*items(3), bad])
+        assert server.requests == 3
+    assert outcomes[bad.key].status == "bad-image"
+    assert outcomes[bad.key].detail == "it is not an image"
+
+
+def test_memory_does_not_grow_with_the_images(engine):
+    """However many there are, only as many are read as are prepared, queued or in flight."""
+    images = {item.key: item for item in items(120)}
+    ahead = []
+    with OpenAIServer(delay_s=0.005) as server:
+
+        def fetch(key):
+            ahead.append(sum(1 for _ in ahead) + 1 - len(server.ledger))
+            return images[key]
+
+        engine(server, list(images.values()), fetch=fetch, concurrency=4)
+    assert len(ahead) == 120
+    assert max(ahead) <= 4 + 3 * 4 + 6
+
+
+def test_azure_gets_its_header_and_its_version(monkeypatch):
+    monkeypatch.setenv("AZURE_KEY", "secret")
+    config = OpenAIConfig(
+        model="gpt-4.1",
+        base_url="https://me.openai.azure.com/openai/v1",
+        api_key_env="AZURE_KEY",
+        api_version="preview",
+    )
+    captioner = OpenAICaptioner(config)
+    assert captioner.endpoint.headers == {"api-key": "secret"}
+    assert captioner.endpoint.query == {"api-version": "preview"}
+    assert config.speaks == "chat"  # Azure's responses API refuses images of a usual size in the request
+    assert "secret" not in repr(captioner.endpoint)
+    captioner.close()
+
+
+def test_settings_of_the_engine_are_no_part_of_the_stage(lens_registry):
+    base = {"type": "caption", "name": "w", "source": "i", "captioner": {"type": "openai", "model": "m"}}
+    more = {**base, "engine": {"lane": "batch", "budget": {"usd": 1}}}
+    more["captioner"] = {**base["captioner"], "concurrency": 99, "max_attempts": 1, "timeout_s": 1, "max_wait_s": 1}
+    one, two = (lens_registry.parse("stages", block).model_dump(mode="json") for block in (base, more))
+    assert one == two
+
+
+def test_layers_of_one_answer_share_one_bill(photos, command, tmp_path):
+    with OpenAIServer() as server:
+        process = command(server, prompt="layered-1")
+        code, said = finish(process)
+        assert code == 0, said
+        rows = captions(tmp_path)
+        assert len(rows) == 72
+        assert Counter(row["layer"] for row in rows) == {"brief": 24, "short": 24, "dense": 24}
+        facts = [json.loads(row["provenance"]) for row in rows]
+        assert sum(fact.get("input_tokens", 0) for fact in facts) == server.ledger.input_tokens()
+
+
+def test_a_journal_that_cannot_be_written_is_one_line(engine, tmp_path):
+    with OpenAIServer() as server:
+        engine(server, items(1))
+        with sqlite3.connect(tmp_path / "state" / "journal.sqlite") as database:
+            database.execute("DROP TABLE attempts")
+            database.execute("CREATE TABLE attempts (id INTEGER PRIMARY KEY, key, state, batch)")
+        with pytest.raises(StorageError, match=r"the journal in .* cannot be used"):
+            engine(server, items(2))
+
+
+MEMORY = """
+import hashlib, io, pathlib, resource, sys
+from PIL import Image
+from lens_caption.captioners.openai.captioner import OpenAICaptioner
+from lens_caption.captioners.openai.config import OpenAIConfig
+from lens_caption.engine.journal import Journal
+from lens_caption.engine.run import caption_all
+from lens_caption.engine.settings import EngineSettings
+from lens_core.contracts import ImageItem
+from lens_core.pipeline.context import StageContext
+from lens_core.pipeline.progress import Progress
+
+url, count = sys.argv[1], int(sys.argv[2])
+state = pathlib.Path(".")
+context = StageContext(name="words", inputs=(), output=None, state_dir=state, run_url=".", base=".", seed=0,
+                       registry=None, progress=Progress(live=False))
+stream = io.BytesIO()
+Image.effect_noise((256, 256), 50).convert("RGB").save(stream, "JPEG")
+captioner = OpenAICaptioner(OpenAIConfig(model="m", base_url=url, concurrency=64, max_side=64))
+journal = Journal(state / "journal.sqlite")
+fetch = lambda key: ImageItem(key=key, data=stream.getvalue())
+keys = [hashlib.sha256(str(n).encode()).hexdigest() for n in range(count)]
+caption_all(keys[: count // 10], fetch, captioner, journal, context, settings=EngineSettings(workers=0))
+early = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+caption_all(keys, fetch, captioner, journal, context, settings=EngineSettings(workers=0))
+late = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(early // 1024, late // 1024)
+"""
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+def test_memory_is_flat_over_a_hundred_thousand_images(tmp_path):
+    """Keys and statuses grow with the images, by some 1 kB each; images and texts do not stay."""
+    with OpenAIServer(look="header") as server:
+        command = [sys.executable, "-c", MEMORY, server.url, "100000"]
+        done = subprocess.run(command, cwd=tmp_path, check=True, stdout=subprocess.PIPE, text=True)
+    early, late = map(int, done.stdout.split())
+    assert late - early <= 100

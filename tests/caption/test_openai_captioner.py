@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lens_caption.captioners.openai.captioner import OpenAICaptioner, retry_after
+from lens_caption.captioners.openai.captioner import OpenAICaptioner
 from lens_caption.captioners.openai.config import OpenAIConfig
+from lens_caption.engine.policy import retry_after
 from lens_caption.testing.openai_server import OpenAIServer, caption_of
 from lens_core.contracts import ImageItem
 from lens_core.errors import LensError

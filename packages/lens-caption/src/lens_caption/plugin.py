@@ -42,6 +42,39 @@ def lens_stages() -> Iterator[StageSpec]:
         takes=("images",),
         makes="captions",
     )
+    yield StageSpec(
+        name="check-captions",
+        summary="Put captions through gates, and have a sample judged; what fails is rejected, in a layer of its own.",
+        config="lens_caption.stages.check_captions.config:CheckCaptionsConfig",
+        target="lens_caption.stages.check_captions.stage:run",
+        takes=("captions",),
+        makes="captions",
+    )
+    yield StageSpec(
+        name="caption-review",
+        summary="Make a caption layer of what people decided with `lens caption review`.",
+        config="lens_caption.review.config:CaptionReviewStageConfig",
+        target="lens_caption.review.stage:run",
+        fingerprint="lens_caption.review.stage:fingerprint",
+        takes=("captions",),
+        makes="captions",
+    )
+    yield StageSpec(
+        name="caption-report",
+        summary="Write one page about captions: lengths, failures, cost, repetition, and a gallery.",
+        config="lens_caption.report.config:CaptionReportStageConfig",
+        target="lens_caption.report.stage:run",
+        takes=("captions",),
+        makes="caption-report",
+    )
+    yield StageSpec(
+        name="export",
+        summary="Write images and their captions for other tools: WebDataset, Parquet, Hugging Face, Lance.",
+        config="lens_caption.export.config:ExportStageConfig",
+        target="lens_caption.export.stage:run",
+        takes=("captions",),
+        makes="export",
+    )
 
 
 @hookimpl
@@ -49,6 +82,6 @@ def lens_commands() -> Iterator[CommandSpec]:
     """`lens caption …`."""
     yield CommandSpec(
         name="caption",
-        summary="Try a captioner on single images.",
+        summary="Try captioners, look models up, and quote a run before it costs anything.",
         target="lens_caption.cli:app",
     )

@@ -1,15 +1,17 @@
-"""Caption prompts, versioned: text files beside this module, whose hash goes into every caption's provenance."""
+"""Caption recipes, versioned: what is asked of a model, and how its answer becomes caption layers.
 
-from __future__ import annotations
+A recipe is a YAML file beside this module, named NAME-VERSION; its hash goes into every caption's provenance. A file is
+never changed once captions were bought with it: better words are a new version.
+"""
 
-from importlib import resources
-from typing import Literal
+from lens_caption.prompts.recipes import (
+    RECIPES,
+    AnswerError,
+    Layer,
+    PromptName,
+    Recipe,
+    load_prompt,
+    load_recipe,
+)
 
-__all__ = ["PromptName", "load_prompt"]
-
-PromptName = Literal["dense-1", "brief-1"]
-
-
-def load_prompt(name: PromptName) -> str:
-    """The text of a prompt."""
-    return (resources.files(__package__) / f"{name}.txt").read_text(encoding="utf-8").strip()
+__all__ = ["RECIPES", "AnswerError", "Layer", "PromptName", "Recipe", "load_prompt", "load_recipe"]

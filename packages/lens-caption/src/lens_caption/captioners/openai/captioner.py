@@ -1,30 +1,37 @@
 """Captions from any vision model behind an OpenAI-style endpoint.
 
-The official SDK speaks the protocol; its own retries are off, because it repeats what is hopeless (an empty account)
-and gives up on what is not (a long Retry-After). What is tried again, and how long to wait, is decided here.
+It makes requests and reads answers; the engine sends them. Asked directly (by a preview, or a pilot), it sends the
+same requests itself, with the same table of what follows from what.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
-import time
-from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import openai
+import aiohttp  # noqa: F401 (so that a missing library shows when the captioner is looked up)
 
 from lens_caption.captioners.openai.outcomes import outcome_of
-from lens_caption.captioners.openai.requests import build_request, prompt_hash
+from lens_caption.captioners.openai.requests import PREPARATION, RequestPlan
+from lens_caption.engine.book import with_facts
+from lens_caption.engine.client import Client, LostError, NotSentError
+from lens_caption.engine.lanes.sync import understand
+from lens_caption.engine.policy import POLICIES, retry_after
+from lens_caption.engine.request import BadImage, Endpoint, Lane, PreparedRequest
+from lens_caption.profiles import load_profile
 from lens_core.contracts import CaptionOutcome, ImageItem
-from lens_core.errors import ImageError, LensError
+from lens_core.errors import LensError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from lens_caption.captioners.openai.config import OpenAIConfig
+    from lens_caption.profiles import Profile, Usage
 
-__all__ = ["OpenAICaptioner", "retry_after"]
+__all__ = ["OpenAICaptioner"]
 
 _FIRST_PAUSE_S = 0.5
 
@@ -34,6 +41,7 @@ class OpenAICaptioner:
 
     Raises:
         LensError: the endpoint needs a key and the environment has none.
+        ConfigError: there is no such recipe.
     """
 
     deterministic = False
@@ -41,25 +49,56 @@ class OpenAICaptioner:
     def __init__(self, config: OpenAIConfig):
         self.config = config
         key = os.environ.get(config.api_key_env)
-        if not key and config.is_openai:
-            raise LensError(f"OpenAI needs an API key: export {config.api_key_env}=…")
-        self._client = openai.OpenAI(
-            # Servers of one's own mostly want no key, but the SDK insists on one.
-            api_key=key or "none",
-            base_url=config.base_url,
-            max_retries=0,
-            timeout=config.timeout_s,
+        if not key and (config.is_openai or config.is_azure):
+            raise LensError(
+                f"{'OpenAI' if config.is_openai else 'Azure'} needs an API key: export {config.api_key_env}=…"
+            )
+        auth = {"api-key": key} if config.is_azure else {"Authorization": f"Bearer {key}"}
+        self._plans = {"sync": RequestPlan.of(config)}
+        self._recipe = self._plans["sync"].recipe
+        self.endpoint = Endpoint(
+            url=config.base_url,
+            model=config.model,
+            headers={name: value for name, value in auth.items() if key},  # type: ignore[misc]
+            query={"api-version": config.api_version} if config.api_version else {},
+            timeout_s=config.timeout_s,
+            concurrency=config.concurrency,
+            max_attempts=config.max_attempts,
+            max_wait_s=config.max_wait_s,
         )
-        self._pool = ThreadPoolExecutor(config.concurrency, thread_name_prefix="openai-captioner")
+        self.layers = tuple(layer.name for layer in self._recipe.layers)
+        self._runner: asyncio.Runner | None = asyncio.Runner()
+        self._client: Client | None = None
         self._provenance: dict[str, str | int | float] = {
             "captioner": "openai",
             "asked_model": config.model,
             "api": config.speaks,
-            "prompt": "own" if config.instruction else config.prompt,
-            "prompt_sha256": prompt_hash(config),
+            "prompt": self._recipe.id if not config.instruction else "own",
+            "prompt_sha256": self._recipe.hash,
+            "prep": PREPARATION,
             "max_side": config.max_side,
             "jpeg_quality": config.jpeg_quality,
         }
+
+    @property
+    def profile(self) -> Profile:
+        """What is known of the model; raises `ConfigError` if nothing is."""
+        folder = Path(self.config.profiles) if self.config.profiles else None
+        return load_profile(self.config.model, base_url=self.config.base_url, folder=folder)
+
+    def preparer(self, lane: Lane) -> RequestPlan:
+        """Makes requests in any process."""
+        if lane not in self._plans:
+            self._plans[lane] = RequestPlan.of(self.config, lane)
+        return self._plans[lane]
+
+    def request_for(self, item: ImageItem, lane: Lane = "sync") -> PreparedRequest:
+        """The request of one image; raises `ImageError`."""
+        return self.preparer(lane).prepare(item.key, item.data)
+
+    def read(self, key: str, answer: Any) -> tuple[CaptionOutcome, Usage | None]:
+        """What an answer's JSON says, and what it was billed for."""
+        return outcome_of(key, answer, self._provenance, self._recipe)
 
     def caption(self, images: Sequence[ImageItem]) -> list[CaptionOutcome]:
         """One outcome per image, in order.
@@ -67,77 +106,66 @@ class OpenAICaptioner:
         Raises:
             LensError: the endpoint refuses everything: the key, the model, or the account.
         """
-        return list(self._pool.map(self._one, images))
+        if self._runner is None:
+            raise LensError("the captioner is closed")
+        return self._runner.run(self._caption(images))
 
     def close(self) -> None:
         """Close the connections."""
-        self._pool.shutdown(cancel_futures=True)
-        self._client.close()
+        if self._runner is not None:
+            if self._client is not None:
+                self._runner.run(self._client.__aexit__())
+            self._runner.close()
+            self._runner = self._client = None
 
-    def _one(self, item: ImageItem) -> CaptionOutcome:
+    async def _caption(self, images: Sequence[ImageItem]) -> list[CaptionOutcome]:
+        if self._client is None:
+            self._client = await Client(self.endpoint).__aenter__()
+        room = asyncio.Semaphore(self.endpoint.concurrency)
+
+        async def one(item: ImageItem) -> CaptionOutcome:
+            async with room:
+                made = await asyncio.to_thread(self._plans["sync"], item.key, item.data)
+                if isinstance(made, BadImage):
+                    return CaptionOutcome(
+                        key=item.key, status="bad-image", detail=made.detail, provenance=self._provenance
+                    )
+                return await self._obtain(made)
+
+        tasks = [asyncio.ensure_future(one(item)) for item in images]
         try:
-            request = build_request(self.config, item.data)
-        except ImageError as error:
-            return CaptionOutcome(key=item.key, status="bad-image", detail=str(error), provenance=self._provenance)
-        outcome = self._failed(item, "no attempt was made")
-        for attempt in range(1, self.config.max_attempts + 1):
-            pause = min(self.config.max_wait_s, _FIRST_PAUSE_S * 2**attempt) * random.random()
+            return list(await asyncio.gather(*tasks))
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _obtain(self, request: PreparedRequest) -> CaptionOutcome:
+        assert self._client is not None
+        outcome = CaptionOutcome(key=request.key, status="transport", detail="no attempt was made")
+        for attempt in range(1, self.endpoint.max_attempts + 1):
+            pause = None
             try:
-                answer = self._send(request)
-                outcome = outcome_of(item.key, answer, self._provenance | {"attempts": attempt})
-                if outcome.status != "transport":
-                    return outcome
-            except openai.APIStatusError as error:
-                if not _worth_another_try(error):
-                    return self._refused(item, error)
-                outcome = self._failed(item, f"HTTP {error.status_code}: {_message(error)}")
-                asked = retry_after(error.response.headers)
-                pause = min(self.config.max_wait_s, asked) if asked is not None else pause
-            except openai.APIError as error:
-                outcome = self._failed(item, _message(error))
-            if attempt < self.config.max_attempts:
-                time.sleep(pause)
-        return outcome
+                reply = await self._client.post(request.path, request.body)
+            except (NotSentError, LostError) as error:
+                outcome = CaptionOutcome(key=request.key, status="transport", detail=str(error))
+            else:
+                fate, outcome, _ = understand(self, request.key, reply.status, reply.json)
+                if POLICIES[fate].stops:
+                    raise LensError(self.endpoint.refusal(outcome.detail))
+                if not POLICIES[fate].again:
+                    return self._told(outcome, request, attempt)
+                pause = retry_after(reply.headers)
+            if attempt < self.endpoint.max_attempts:
+                backoff = _FIRST_PAUSE_S * 2**attempt * random.random()
+                await asyncio.sleep(min(self.endpoint.max_wait_s, backoff if pause is None else pause))
+        return self._told(outcome, request, self.endpoint.max_attempts)
 
-    def _send(self, request: dict[str, Any]) -> Any:
-        try:
-            if self.config.speaks == "responses":
-                return self._client.responses.create(**request)
-            return self._client.chat.completions.create(**request)
-        except ValueError as error:  # the SDK lets a body that is half a JSON document through as json's own error
-            raise openai.APIError(f"the answer is not whole: {error}", request=None, body=None) from error  # type: ignore[arg-type]
-
-    def _refused(self, item: ImageItem, error: openai.APIStatusError) -> CaptionOutcome:
-        """A refusal of this image only is an outcome; one of everything stops the run."""
-        if error.status_code in {400, 413, 415, 422}:
-            return CaptionOutcome(key=item.key, status="bad-image", detail=_message(error), provenance=self._provenance)
-        raise LensError(
-            f"{self.config.base_url} refuses the model {self.config.model!r}: "
-            f"HTTP {error.status_code}: {_message(error)}"
-        ) from error
-
-    def _failed(self, item: ImageItem, detail: str) -> CaptionOutcome:
-        return CaptionOutcome(key=item.key, status="transport", detail=detail, provenance=self._provenance)
-
-
-def retry_after(headers: Any) -> float | None:
-    """Seconds that the server asks to wait, from `retry-after-ms` or `Retry-After`; None if it does not say."""
-    for name, scale in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
-        try:
-            seconds = float(headers[name]) * scale
-        except (KeyError, ValueError):
-            continue  # absent, or a date: the usual back-off does
-        if 0 <= seconds < float("inf"):
-            return seconds
-    return None
-
-
-def _worth_another_try(error: openai.APIStatusError) -> bool:
-    if error.status_code == 429:
-        return error.code != "insufficient_quota"
-    return error.status_code in {408, 409} or error.status_code >= 500
-
-
-def _message(error: openai.APIError) -> str:
-    body = error.body if isinstance(error.body, dict) else {}
-    return " ".join(str(body.get("message") or error.message or type(error).__name__).split())[:300]
+    def _told(self, outcome: CaptionOutcome, request: PreparedRequest, attempts: int) -> CaptionOutcome:
+        facts: dict[str, str | int | float] = {
+            "lane": "standard",
+            "base_url": self.endpoint.url,
+            "request_sha256": request.hash[:16],
+            "attempts": attempts,
+        }
+        return with_facts(outcome, {**self._provenance, **outcome.provenance, **facts})

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from typing import Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
 
-from lens_caption.prompts import PromptName
 from lens_core.config.base import ComponentConfig
 
 __all__ = ["OPENAI_URL", "OpenAIConfig"]
@@ -28,19 +28,26 @@ class OpenAIConfig(ComponentConfig):
         description="Which API to speak; auto takes responses for OpenAI itself and chat for every other server.",
     )
     api_key_env: str = Field("OPENAI_API_KEY", description="Name of the environment variable that holds the API key.")
-    prompt: PromptName = Field("dense-1", description="Which of the built-in prompts is sent with each image.")
-    instruction: str | None = Field(None, min_length=1, description="A prompt of your own, instead of a built-in one.")
+    api_version: str | None = Field(None, min_length=1, description="Azure's api-version; null leaves it out.")
+    prompt: str = Field("dense-1", min_length=1, description="The recipe: what is asked about each image.")
+    recipes: str | None = Field(None, min_length=1, description="Folder of your own recipes, looked at first.")
+    instruction: str | None = Field(None, min_length=1, description="Words of your own, instead of a recipe.")
     max_side: int = Field(768, ge=32, le=4096, description="Images are scaled down to this before they are sent.")
     jpeg_quality: int = Field(85, ge=30, le=100, description="Quality of the JPEG that is sent.")
-    detail: Literal["low", "high", "auto"] | None = Field(
+    detail: Literal["low", "high", "auto", "original"] | None = Field(
         None, description="The API's image detail; null leaves it out."
     )
     max_output_tokens: int = Field(700, gt=0, le=32768, description="Longer answers count as truncated.")
     temperature: float | None = Field(None, ge=0, le=2, description="null leaves it to the server.")
-    timeout_s: float = Field(120, gt=0, le=3600, description="Seconds to wait for one answer.")
-    max_attempts: int = Field(6, ge=1, le=20, description="Tries per image against a busy or failing server.")
-    max_wait_s: float = Field(60, ge=0, le=3600, description="Longest pause between two tries.")
-    concurrency: int = Field(8, ge=1, le=256, description="Requests in flight.")
+    reasoning_effort: str | None = Field(None, min_length=1, description="null takes what the profile says.")
+    # No caption depends on these. They are kept out of the stage's key, so that a run goes on when they change.
+    timeout_s: float = Field(120, gt=0, le=3600, exclude=True, description="Seconds to wait for one answer.")
+    max_attempts: int = Field(6, ge=1, le=20, exclude=True, description="Tries per image in one run.")
+    max_wait_s: float = Field(60, ge=0, le=3600, exclude=True, description="Longest pause between two tries.")
+    concurrency: int = Field(8, ge=1, le=4096, exclude=True, description="Requests in flight.")
+    profiles: str | None = Field(
+        None, min_length=1, description="Folder of your own model profiles; null takes LENS_CAPTION_PROFILES, if set."
+    )
 
     @field_validator("base_url")
     @classmethod
@@ -50,6 +57,11 @@ class OpenAIConfig(ComponentConfig):
         if "@" in url.split("/")[2]:
             raise ValueError("an endpoint must not carry credentials; set them in the environment")
         return url.rstrip("/")
+
+    @property
+    def is_azure(self) -> bool:
+        """Whether the endpoint is Azure's, which wants the key in a header of its own."""
+        return (urlsplit(self.base_url).hostname or "").endswith((".azure.com", ".azure.us", ".azure.cn"))
 
     @property
     def is_openai(self) -> bool:

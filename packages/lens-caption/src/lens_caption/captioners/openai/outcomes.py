@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
+from lens_caption.profiles import Usage
+from lens_caption.prompts import AnswerError
 from lens_core.contracts import CaptionOutcome, Status
+
+if TYPE_CHECKING:
+    from lens_caption.prompts import Recipe
 
 __all__ = ["outcome_of"]
 
@@ -17,59 +23,79 @@ _REFUSAL = re.compile(
 )
 
 
-def outcome_of(key: str, answer: Any, provenance: dict[str, str | int | float]) -> CaptionOutcome:
+def outcome_of(
+    key: str, answer: Any, provenance: Mapping[str, str | int | float], recipe: Recipe
+) -> tuple[CaptionOutcome, Usage | None]:
     """Read an answer of the chat or the responses API.
 
     Args:
         key: the image's key.
-        answer: what the SDK returned; a `str` when the server sent something that is not JSON with status 200.
+        answer: its JSON.
         provenance: what is known of the request; the answer's own facts are added.
+        recipe: what was asked, and how an answer is read.
+
+    Returns:
+        the outcome, and what was billed; None if the answer does not say.
     """
-    if isinstance(answer, str) or not hasattr(answer, "model"):
-        return CaptionOutcome(
-            key=key,
-            status="transport",
-            detail="the server answered with something else than JSON",
-            provenance=provenance,
-        )
-    facts = provenance | _served(answer)
-    status, text, detail = _chat(answer) if hasattr(answer, "choices") else _responses(answer)
-    text = text.strip()
+    usage = None
+    try:
+        facts = dict(provenance) | _served(answer)
+        usage = _usage(answer.get("usage"))
+        if usage is not None:
+            facts |= {"input_tokens": usage.input_tokens, "output_tokens": usage.output_tokens}
+            if usage.cached_input_tokens:
+                facts["cached_input_tokens"] = usage.cached_input_tokens
+        status, text, detail = _chat(answer) if "choices" in answer else _responses(answer)
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        detail = f"the server's answer is none of the API ({type(error).__name__})"
+        return CaptionOutcome(key=key, status="transport", detail=detail, provenance=dict(provenance)), usage
+    text, layers = text.strip(), {}
     if status == "ok" and not text:
         status, detail = "empty", "the answer is empty"
-    if status == "ok" and _REFUSAL.match(text):
+    elif status == "ok" and _REFUSAL.match(text):
         status, detail = "refusal", text[:200]
-    return CaptionOutcome(key=key, status=status, text=text if status == "ok" else "", detail=detail, provenance=facts)
+    elif status == "ok":
+        try:
+            layers = recipe.read(text)
+            text = layers[recipe.layers[0].name]
+        except AnswerError as error:
+            status, detail = "schema-invalid", str(error)[:300]
+    if status != "ok":
+        text, layers = "", {}
+    several = layers if len(layers) > 1 else {}
+    return CaptionOutcome(key=key, status=status, text=text, detail=detail, provenance=facts, layers=several), usage
 
 
-def _chat(answer: Any) -> tuple[Status, str, str]:
-    if not answer.choices:
+def _chat(answer: Mapping[str, Any]) -> tuple[Status, str, str]:
+    if not answer["choices"]:
         return "transport", "", "the answer has no choices"
-    choice = answer.choices[0]
-    text = choice.message.content or ""
-    refusal = getattr(choice.message, "refusal", None)
+    choice = answer["choices"][0]
+    text = _text(choice["message"].get("content"))
+    refusal = choice["message"].get("refusal")
     if refusal:
         return "refusal", "", str(refusal)[:200]
-    if choice.finish_reason == "content_filter":
+    if choice.get("finish_reason") == "content_filter":
         return "content-filter", "", "the provider's content filter stopped the answer"
-    if choice.finish_reason == "length":
+    if choice.get("finish_reason") == "length":
         return _cut_off(text)
     return "ok", text, ""
 
 
-def _responses(answer: Any) -> tuple[Status, str, str]:
-    parts = [part for item in answer.output or [] if item.type == "message" for part in item.content]
-    refusals = [part.refusal for part in parts if part.type == "refusal"]
-    text = "".join(part.text for part in parts if part.type == "output_text")
+def _responses(answer: Mapping[str, Any]) -> tuple[Status, str, str]:
+    if answer["status"] == "failed":
+        return "transport", "", str((answer.get("error") or {}).get("message") or "the response failed")[:200]
+    parts = [part for item in answer["output"] or [] if item["type"] == "message" for part in item["content"]]
+    refusals = [part["refusal"] for part in parts if part["type"] == "refusal"]
+    text = "".join(_text(part["text"]) for part in parts if part["type"] == "output_text")
     if refusals:
         return "refusal", "", str(refusals[0])[:200]
-    if answer.status == "incomplete":
-        reason = answer.incomplete_details.reason if answer.incomplete_details else "unknown"
+    if answer["status"] == "incomplete":
+        reason = (answer.get("incomplete_details") or {}).get("reason", "unknown")
         if reason == "content_filter":
             return "content-filter", "", "the provider's content filter stopped the answer"
         return _cut_off(text)
-    if answer.status == "failed":
-        return "transport", "", str(answer.error.message if answer.error else "the response failed")[:200]
+    if not parts and not answer["output"]:
+        return "transport", "", "the answer has no output"
     return "ok", text, ""
 
 
@@ -79,19 +105,38 @@ def _cut_off(text: str) -> tuple[Status, str, str]:
     return "empty", "", "all of max_output_tokens went into reasoning; raise it or lower the reasoning effort"
 
 
-def _served(answer: Any) -> dict[str, str | int | float]:
-    """What the response says of itself: model, tier, id and tokens as served, not as asked for."""
-    facts: dict[str, str | int | float] = {"served_model": str(answer.model), "response_id": str(answer.id)}
-    tier = getattr(answer, "service_tier", None)
-    if tier:
-        facts["service_tier"] = str(tier)
-    usage = answer.usage
-    for name, names in (
-        ("input_tokens", ("input_tokens", "prompt_tokens")),
-        ("output_tokens", ("output_tokens", "completion_tokens")),
-    ):
-        for attribute in names:
-            value = getattr(usage, attribute, None)
-            if isinstance(value, int):
-                facts[name] = value
+def _text(value: Any) -> str:
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise TypeError("a text is expected")
+    return value
+
+
+def _usage(value: Any) -> Usage | None:
+    """The tokens that were billed, under the names of either API."""
+    if not isinstance(value, Mapping):
+        return None
+    counts = {
+        name: next((value[key] for key in keys if isinstance(value.get(key), int) and value[key] >= 0), None)
+        for name, keys in (
+            ("input_tokens", ("input_tokens", "prompt_tokens")),
+            ("output_tokens", ("output_tokens", "completion_tokens")),
+        )
+    }
+    if None in counts.values():
+        return None
+    details = value.get("input_tokens_details") or value.get("prompt_tokens_details") or {}
+    cached = details.get("cached_tokens") if isinstance(details, Mapping) else None
+    return Usage(**counts, cached_input_tokens=cached if isinstance(cached, int) and cached > 0 else 0)  # type: ignore[arg-type]
+
+
+def _served(answer: Mapping[str, Any]) -> dict[str, str | int | float]:
+    """What the response says of itself: model, tier and id as served, not as asked for."""
+    facts: dict[str, str | int | float] = {
+        "served_model": str(answer["model"])[:200],
+        "response_id": str(answer.get("id") or "")[:200],
+    }
+    if answer.get("service_tier"):
+        facts["service_tier"] = str(answer["service_tier"])[:50]
     return facts

@@ -1,0 +1,117 @@
+"""One run through the lanes: what a dead process left is sorted out, then everything undecided is bought."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime
+from typing import TYPE_CHECKING
+
+from lens_caption.engine.book import Book
+from lens_caption.engine.budget import Budget
+from lens_caption.engine.client import Client
+from lens_caption.engine.lanes.batch import BatchLane
+from lens_caption.engine.lanes.sync import Sender, run_sync
+from lens_caption.engine.limiter import Limiter
+from lens_caption.engine.prepare import Preparer, workers_for
+from lens_caption.engine.request import PROFILE_LANES
+from lens_core.errors import ConfigError, LensError, Stopped
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from lens_caption.engine.journal import Journal
+    from lens_caption.engine.request import RequestCaptioner
+    from lens_caption.engine.settings import EngineSettings
+    from lens_caption.profiles import Profile
+    from lens_core.contracts import ImageItem
+    from lens_core.pipeline.context import StageContext
+
+__all__ = ["buy"]
+
+
+async def buy(
+    keys: Sequence[str],
+    fetch: Callable[[str], ImageItem],
+    captioner: RequestCaptioner,
+    journal: Journal,
+    context: StageContext,
+    settings: EngineSettings,
+    known: dict[str, str],
+) -> None:
+    """Caption through the lanes; see `caption_all`, which raises what this does."""
+    endpoint = captioner.endpoint
+    profile = _profile(captioner, settings, context)
+    lost = journal.lose_unfinished()
+    if lost:
+        context.progress.note(f"{lost} requests were in flight when the last run was cut off; they count as spent")
+    budget = Budget(settings.budget, profile, PROFILE_LANES[settings.lane], journal.spent())
+    waiting, count = journal.waiting()
+    budget.reserve(waiting, requests=count)
+    book = Book(journal, budget, context)
+    book.known({key: known[key] for key in keys if key in known})
+    total = len(keys)
+
+    def undecided() -> list[str]:
+        statuses, waiting = journal.statuses(), journal.under_way()
+        # What failed in this run is not asked again by it; what an earlier run left is.
+        return [
+            k for k in keys if k not in waiting and (k not in statuses or (statuses[k] == "transport" and k in old))
+        ]
+
+    old = {key for key, status in journal.statuses().items() if status == "transport"}
+    limiter = Limiter(
+        settings.rpm or (profile.limits.rpm if profile else None),
+        settings.tpm or (profile.limits.tpm if profile else None),
+    )
+    workers = workers_for(settings.workers, len(keys) - len(known))
+    async with Client(endpoint) as client:
+        batches = BatchLane(captioner, client, book, settings.batch, profile, context.state_dir)
+        showing = asyncio.create_task(book.keep_showing())
+        try:
+            await batches.reattach()
+            with Preparer(captioner.preparer(settings.lane), workers) as preparer:
+                if settings.lane == "batch":
+                    await batches.run(undecided(), fetch, preparer)
+                else:
+                    await batches.collect()
+                    todo = undecided()
+                    while (todo or journal.open_batches()) and not book.stopping():
+                        sender = Sender(captioner, client, limiter, book, settings.lane)
+                        await run_sync(todo, fetch, sender, preparer, book, endpoint.concurrency)
+                        old.clear()
+                        await batches.drain()
+                        todo = undecided()
+        finally:
+            showing.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await showing
+            book.show()
+    done = book.decided.total()
+    if book.refused is not None:
+        raise LensError(f"{endpoint.refusal(book.refused)}; {done} outcomes are kept")
+    if book.exhausted is not None:
+        raise Stopped(
+            f"the budget is used up after {done} of {total} images: {book.exhausted}; raise it, and the same command "
+            "goes on from here"
+        )
+    if context.should_stop() and done < total:
+        in_batches = len(journal.under_way())
+        there = f", {in_batches} more are waiting in batches" if in_batches else ""
+        raise Stopped(f"stopped after {done} captions{there}; the same command goes on from here")
+
+
+def _profile(captioner: RequestCaptioner, settings: EngineSettings, context: StageContext) -> Profile | None:
+    """What is known of the model; only a bound in dollars needs it."""
+    try:
+        profile = captioner.profile
+    except ConfigError:
+        if settings.budget is not None and settings.budget.usd is not None:
+            raise
+        context.progress.warn("no profile describes this model: what the captions cost is not known")
+        return None
+    today = datetime.datetime.now(datetime.UTC).date()
+    warning = profile.lifecycle_warning(today)
+    if warning:
+        context.progress.warn(warning)
+    return profile

@@ -1,0 +1,1 @@
+"""Whether captions are any good: gates, canaries, a judge on a sample, and the difference between two layers."""

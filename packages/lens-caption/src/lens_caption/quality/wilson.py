@@ -1,0 +1,90 @@
+"""Wilson's interval for a share, for trials that come in clusters too."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["Z_95", "clustered_interval", "stratified_interval", "wilson_interval"]
+
+Z_95 = 1.959963984540054
+"""The two-sided 95 % quantile of the normal distribution."""
+
+
+def wilson_interval(successes: float, trials: float, *, z: float = Z_95) -> tuple[float, float]:
+    """The score interval of E. B. Wilson (JASA 22, 1927); it stays honest near 0 and 1 and for few trials.
+
+    Args:
+        successes: how many, not more than `trials`; both may be fractions, for effective numbers.
+        trials: how many; without any, all is possible.
+        z: quantile of the normal distribution.
+    """
+    if trials <= 0:
+        return 0.0, 1.0
+    share, z2 = successes / trials, z * z
+    centre = (share + z2 / (2 * trials)) / (1 + z2 / trials)
+    half = z / (1 + z2 / trials) * math.sqrt(max(share * (1 - share), 0.0) / trials + z2 / (4 * trials * trials))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def clustered_interval(clusters: Sequence[tuple[int, int]], *, z: float = Z_95) -> tuple[float, float]:
+    """Wilson's interval for a share of units that were drawn in clusters, such as sentences by captions.
+
+    Sentences of one caption are right and wrong together, so that they count for less than as many drawn one by one:
+    the number of units is divided by the design effect, the ratio of the share's variance between clusters to that
+    of independent units (never taken to be below 1).
+
+    Args:
+        clusters: successes and units of each cluster.
+        z: quantile of the normal distribution.
+    """
+    clusters = [(successes, units) for successes, units in clusters if units]
+    total, number = sum(units for _, units in clusters), len(clusters)
+    if number < 2:
+        return wilson_interval(sum(successes for successes, _ in clusters), total, z=z) if number else (0.0, 1.0)
+    share, variance = _share_and_variance(clusters)
+    alone = share * (1 - share) / total
+    effect = max(1.0, variance / alone) if alone else 1.0
+    return wilson_interval(share * total / effect, total / effect, z=z)
+
+
+def stratified_interval(
+    strata: Sequence[tuple[int, Sequence[tuple[int, int]]]], *, z: float = Z_95
+) -> tuple[float, float, float]:
+    """Share and interval over strata of different sizes, sampled at different rates.
+
+    Args:
+        strata: how many clusters there are in each, and successes and units of those that were drawn.
+        z: quantile of the normal distribution.
+
+    Returns:
+        the share, each stratum counting by its size, and the interval's ends.
+    """
+    drawn = [(size, [pair for pair in clusters if pair[1]]) for size, clusters in strata]
+    drawn = [(size, clusters) for size, clusters in drawn if clusters]
+    everything = sum(size for size, _ in drawn)
+    if not everything:
+        return 0.0, 0.0, 1.0
+    share = variance = 0.0
+    for size, clusters in drawn:
+        here, spread = _share_and_variance(clusters)
+        share += size / everything * here
+        # A stratum that was drawn whole is known and adds nothing.
+        variance += (size / everything) ** 2 * spread * max(0.0, 1 - len(clusters) / size)
+    units = sum(number for _, clusters in drawn for _, number in clusters)
+    # Nothing seen to vary proves nothing; the units are then taken as independent.
+    effective = share * (1 - share) / variance if variance > 0 else float(units)
+    return share, *wilson_interval(share * effective, effective, z=z)
+
+
+def _share_and_variance(clusters: Sequence[tuple[int, int]]) -> tuple[float, float]:
+    """The share over all units, and the variance of this ratio between clusters."""
+    total, number = sum(units for _, units in clusters), len(clusters)
+    share = sum(successes for successes, _ in clusters) / total
+    if number < 2:
+        return share, share * (1 - share)
+    spread = sum((good - share * units) ** 2 for good, units in clusters) / total**2
+    return share, number / (number - 1) * spread

@@ -1,0 +1,1 @@
+"""The stage that puts a caption layer through the gates."""

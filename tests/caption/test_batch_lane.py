@@ -1,0 +1,217 @@
+"""The batch lane against the fake server's batches: splitting, the ways in which they fail, and restarts."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sqlite3
+from collections import Counter
+from decimal import Decimal
+
+import pytest
+
+from caption.runs import Run, wait_for
+from lens_caption.engine.lanes.batch import _answers
+from lens_caption.testing.openai_server import BatchSettings, FakeServer, Faults
+
+QUICK = BatchSettings(validate_s=0.05, process_s=0.1, finalize_s=0.05)
+
+
+@pytest.fixture
+def run(tmp_path):
+    return Run(tmp_path, 24)
+
+
+def go(run, server, captioner=None, *, engine=None, **batch):
+    return run.run(server, captioner, lane="batch", batch={"poll_s": 0.05, **batch}, **(engine or {}))
+
+
+@pytest.mark.parametrize("api", ["chat", "responses"])
+def test_batches_are_split_by_count_and_collected_by_id(run, api):
+    with FakeServer(batches=QUICK) as server:
+        code, said = go(run, server, {"api": api}, max_requests=10)
+        assert code == 0, said
+        assert sorted(batch["request_counts"]["total"] for batch in server.batches.all()) == [4, 10, 10]
+        assert server.ledger.billed_again() == 0
+        assert server.files.all("batch") == []  # what was sent is cleaned up
+        rows = run.rows()
+        cost = sum(cost_of(row) for row in rows)
+        assert cost == server.ledger.total_cost()
+    run.assert_captions_are_right()
+
+
+def cost_of(row):
+    facts = json.loads(row["provenance"])
+    assert facts["lane"] == "batch"
+    assert facts["batch"]
+    return Decimal(facts["cost_usd"])
+
+
+def test_batches_are_split_by_bytes(run):
+    with FakeServer(batches=QUICK) as server:
+        code, said = go(run, server, max_bytes=30_000)
+        assert code == 0, said
+        sizes = [batch["request_counts"]["total"] for batch in server.batches.all()]
+    assert len(sizes) > 1
+    assert sum(sizes) == 24
+    run.assert_captions_are_right()
+
+
+def test_no_more_tokens_wait_than_allowed(run):
+    # About 610 tokens an image: a third of them at once.
+    with FakeServer(batches=BatchSettings(validate_s=0.05, process_s=0.2, enqueued_tokens=6000)) as server:
+        code, said = go(run, server, enqueued_tokens=5900)
+        assert code == 0, said
+        assert Counter(batch["status"] for batch in server.batches.all()).keys() == {"completed"}
+        assert server.ledger.billed_again() == 0
+    run.assert_captions_are_right()
+
+
+def test_an_unknown_queue_limit_is_found_out(run):
+    with FakeServer(batches=BatchSettings(validate_s=0.05, process_s=0.1, enqueued_tokens=6000)) as server:
+        code, said = go(run, server)
+        assert code == 0, said
+        assert any("too many tokens wait in batches" in line for line in said)
+        assert server.ledger.billed_again() == 0
+    run.assert_captions_are_right()
+
+
+@pytest.mark.parametrize("fault", ["expired", "partly-failed", "all-failed", "empty-file-ids"])
+def test_what_a_batch_left_over_goes_into_the_next(run, fault):
+    # A batch expires after a day of the server's clock.
+    with FakeServer(batches=QUICK, faults=Faults(batch_script=[fault]), clock=100_000.0) as server:
+        code, said = go(run, server)
+        assert code == 0, said
+        assert len(server.batches.all()) == (1 if fault == "empty-file-ids" else 2)
+        assert server.ledger.billed_again() == 0
+    run.assert_captions_are_right()
+
+
+def test_results_that_are_gone_count_as_spent_and_are_not_bought_again_unasked(run):
+    with FakeServer(batches=QUICK, faults=Faults(batch_script=["output-expired"])) as server:
+        code, said = go(run, server, engine={"budget": {"images": 24}})
+        assert code == 2, said
+        assert "the results of batch" in said[-1]
+        assert len(server.batches.all()) == 1
+        code, said = go(run, server, engine={"budget": {"images": 24}})
+        assert code == 3, said  # they count as spent
+        assert len(server.batches.all()) == 1
+        code, said = go(run, server, engine={"budget": {"images": 48}})
+        assert code == 0, said
+    run.assert_captions_are_right()
+
+
+def test_an_invalid_batch_stops_with_the_reason(run):
+    with FakeServer(batches=QUICK, faults=Faults(batch_script=["invalid"])) as server:
+        code, said = go(run, server)
+        assert code == 2, said
+        assert "failed:" in said[-1]
+        assert len(server.batches.all()) == 1
+
+
+@pytest.mark.parametrize(
+    "script", [["drop-after"] * 2, ["ok", "drop-after"], ["500", "html", "429", "drop"], ["ok", "503"]]
+)
+def test_lost_answers_about_batches_make_no_second_batch(run, script):
+    with FakeServer(batches=QUICK, faults=Faults(control_script=script)) as server:
+        code, said = go(run, server)
+        assert code == 0, said
+        assert len(server.batches.all()) == 1
+        assert server.ledger.billed_again() == 0
+    run.assert_captions_are_right()
+
+
+@pytest.mark.parametrize("seed", [4, 5])
+def test_a_bad_control_plane(run, seed):
+    with FakeServer(batches=QUICK, faults=Faults(control_rate=0.25, seed=seed)) as server:
+        code, said = go(run, server, {"max_attempts": 15}, max_requests=8)
+        assert code == 0, said[-1]
+        assert len(server.batches.all()) == 3
+        assert server.ledger.billed_again() == 0
+    run.assert_captions_are_right()
+
+
+def test_a_batch_whose_making_was_not_heard_of_is_found_again(run):
+    """The process dies after the server made the batch and before it could write down its id."""
+    with FakeServer(batches=BatchSettings(validate_s=0.05, process_s=1.0)) as server:
+        process = run.start(server, lane="batch", batch={"poll_s": 0.05})
+        assert wait_for(lambda: len(server.batches.all()) == 1, process)
+        process.kill()
+        process.wait()
+        with sqlite3.connect(run.journal_file) as database:
+            database.execute("UPDATE batches SET state = 'intended', id = '', file = ''")
+        code, said = go(run, server)
+        assert code == 0, said
+        assert any("was made before the run was cut off; it goes on" in line for line in said)
+        assert len(server.batches.all()) == 1
+    run.assert_captions_are_right()
+
+
+def test_an_intent_that_the_server_never_heard_of_costs_nothing(run):
+    with FakeServer(batches=BatchSettings(process_s=30)) as server:
+        process = run.start(server, lane="batch", batch={"poll_s": 0.05})
+        assert wait_for(lambda: len(server.batches.all()) == 1, process)
+        process.kill()
+        process.wait()
+    with sqlite3.connect(run.journal_file) as database:
+        database.execute("UPDATE batches SET state = 'intended', id = '', file = ''")
+    with FakeServer(port=int(server.url.split(":")[2].split("/")[0]), batches=QUICK) as fresh:
+        code, said = go(run, fresh, engine={"budget": {"images": 24}})
+        assert code == 0, said
+        assert len(fresh.batches.all()) == 1
+    run.assert_captions_are_right()
+
+
+def test_a_stop_leaves_batches_at_work_and_the_next_run_takes_them_up(run):
+    with FakeServer(batches=BatchSettings(validate_s=0.05, process_s=2)) as server:
+        process = run.start(server, lane="batch", batch={"poll_s": 0.05})
+        assert wait_for(lambda: len(server.batches.all()) == 1, process)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 3
+        assert "24 more are waiting in batches" in (run.folder / "said.txt").read_text()
+        # Whatever the lane is now, what waits in a batch is not bought again.
+        code, said = run.run(server, lane="sync", batch={"poll_s": 0.05})
+        assert code == 0, said
+        assert server.requests == 0
+    run.assert_captions_are_right()
+
+
+def test_leftovers_go_on_in_another_lane(run):
+    slow = BatchSettings(validate_s=20_000, process_s=20_000)
+    with FakeServer(batches=slow, faults=Faults(batch_script=["expired"]), clock=50_000.0) as server:
+        process = run.start(server, lane="batch", batch={"poll_s": 0.05})
+        assert wait_for(lambda: len(server.batches.all()) == 1, process)
+        process.kill()
+        process.wait()
+        code, said = run.run(server, lane="sync", batch={"poll_s": 0.05})
+        assert code == 0, said
+        assert len(server.batches.all()) == 1
+        assert 0 < server.requests < 24
+        assert server.ledger.billed_again() == 0
+    run.assert_captions_are_right()
+
+
+def test_a_batch_is_reserved_whole(run):
+    with FakeServer(batches=QUICK) as server:
+        code, said = go(run, server, engine={"budget": {"usd": "0.01"}})
+        assert code == 3, said
+        assert "the budget is used up after" in said[-1]
+        assert 0 < server.ledger.total_cost() <= Decimal("0.01")
+        first = server.batches.all()[-1]["request_counts"]["total"]
+        assert 0 < first < 24
+        code, said = go(run, server, engine={"budget": {"usd": "1"}})
+        assert code == 0, said
+        assert server.ledger.billed_again() == 0
+    run.assert_captions_are_right()
+
+
+def test_a_page_in_place_of_results_buys_nothing_again(tmp_path):
+    """A proxy's HTML with status 200, instead of the result file."""
+    for text, expected in (
+        (b"<html>a proxy was here</html>", None),
+        (b"", None),
+        (b'{"custom_id": "a", "response": null}\n{"custom_id": "b"', None),
+        (b'{"custom_id": "a"}\n\n{"custom_id": "b"}\n', {"a": {"custom_id": "a"}, "b": {"custom_id": "b"}}),
+    ):
+        (tmp_path / "results").write_bytes(text)
+        assert _answers(tmp_path / "results") == expected

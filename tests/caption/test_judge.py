@@ -1,0 +1,399 @@
+"""The judge: what it is shown, what it costs, what its interval is worth, and when it looks at more."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+
+import pytest
+from PIL import Image
+from scipy import stats
+
+from caption.vision_server import VisionServer
+from lens_caption.prompts import load_recipe
+from lens_caption.quality.binding import canary_pairs
+from lens_caption.quality.chat import Answer, AskError, ChatJudge
+from lens_caption.quality.config import JudgeConfig
+from lens_caption.quality.judge import VerdictCache, decide, judge_captions
+from lens_caption.quality.text import sentences
+from lens_caption.quality.wilson import clustered_interval, stratified_interval, wilson_interval
+from lens_core.config.pipeline import load_pipeline
+from lens_core.errors import LensError, Stopped
+from lens_core.images import decode, to_jpeg
+from lens_core.pipeline.progress import Progress
+from lens_core.pipeline.runner import run_pipeline
+from lens_core.storage.captions import read_captions
+
+RECIPE = load_recipe("check-1")
+STATEMENT = RECIPE.fill(statements=[{"number": 1, "statement": "The ground is grey."}])
+ANSWER = '{"verdicts": [{"number": 1, "verdict": "supported", "reason": ""}]}'
+PAIRS = [canary for pair in canary_pairs(6, seed=0, side=128) for canary in pair]
+
+
+def config(server=None, **options):
+    url = server.url if server else "http://127.0.0.1:9/v1"
+    return JudgeConfig(**{"model": "seer", "base_url": url, "max_wait_s": 0, "max_attempts": 3, **options})
+
+
+def layer(count, wrong, shards=1, seed=0):
+    """Captions of three sentences about `count` images; those in `wrong` name another colour in one of them."""
+    rng = random.Random(seed)
+    captions, images = {}, {}
+    for number in range(count):
+        canary = PAIRS[number % len(PAIRS)]
+        colour, shape = canary.says.split()
+        told = "blue" if colour != "blue" else "red"
+        lines = [
+            f"A {told if number in wrong else colour} {shape} lies below the middle of picture {number}.",
+            "The ground is plain grey.",
+            f"It has the mood of day {number}.",
+        ]
+        rng.shuffle(lines)
+        key = f"{number:05d}"
+        captions[key] = (" ".join(lines), f"shard-{number % shards}")
+        images[key] = canary.item.data
+    return captions, images.__getitem__
+
+
+def judge(server, captions, image_of, **options):
+    settings = config(server, **options)
+    cache = options.pop("cache", None)
+    return judge_captions(captions, image_of, ChatJudge(settings, RECIPE), RECIPE, settings, cache=cache)
+
+
+def test_wilson_agrees_with_scipy():
+    for successes, trials in ((0, 5), (3, 5), (7, 200), (200, 200)):
+        expected = stats.binomtest(successes, trials).proportion_ci(method="wilson")
+        assert wilson_interval(successes, trials) == pytest.approx((expected.low, expected.high), abs=1e-12)
+    assert wilson_interval(0, 0) == (0.0, 1.0)
+
+
+def test_single_sentences_make_the_plain_interval():
+    clusters = [(1, 1)] * 7 + [(0, 1)] * 93
+    # n / (n - 1), the one difference, makes the effect 100 / 99
+    assert clustered_interval(clusters) == pytest.approx(wilson_interval(7 * 0.99, 99), abs=1e-9)
+    assert clustered_interval([]) == (0.0, 1.0)
+    assert clustered_interval([(0, 4)]) == wilson_interval(0, 4)
+
+
+def test_whole_captions_that_are_wrong_count_as_one_each():
+    low, high = clustered_interval([(8, 8)] * 10 + [(0, 8)] * 90)
+    assert (low, high) == pytest.approx(wilson_interval(10 * 0.99, 99), abs=1e-9)
+    plain = wilson_interval(80, 800)
+    assert high - low > 2 * (plain[1] - plain[0])
+
+
+def test_the_interval_holds_what_it_promises_for_clusters():
+    rng = random.Random(0)
+    held = naive = 0
+    for _ in range(600):
+        clusters = []
+        for _ in range(80):
+            units, rate = rng.randrange(3, 12), 0.5 if rng.random() < 0.2 else 0.0
+            clusters.append((sum(rng.random() < rate for _ in range(units)), units))
+        low, high = clustered_interval(clusters)
+        held += low <= 0.1 <= high
+        low, high = wilson_interval(sum(a for a, _ in clusters), sum(b for _, b in clusters))
+        naive += low <= 0.1 <= high
+    assert held / 600 > 0.92
+    assert naive / 600 < 0.85
+
+
+def test_shards_count_by_their_size_in_the_whole():
+    share, low, high = stratified_interval([(900, [(0, 4)] * 50), (100, [(4, 4)] * 50)])
+    assert share == pytest.approx(0.1)
+    assert low < 0.1 < high
+    known, low, high = stratified_interval([(50, [(1, 4)] * 25 + [(0, 4)] * 25), (50, [(2, 4)] * 25 + [(0, 4)] * 25)])
+    assert known == pytest.approx(0.1875)
+    assert stratified_interval([(10, [])]) == (0.0, 0.0, 1.0)
+
+
+def test_decisions():
+    assert decide([], 0.1) == (0.0, 1.0, "unjudged")
+    assert decide([(0, 4)] * 50, 0.1)[2] == "good"
+    assert decide([(2, 4)] * 50, 0.1)[2] == "bad"
+    assert decide([(1, 4)] + [(0, 4)] * 4, 0.1)[2] == "undecided"
+
+
+def test_what_the_judge_is_shown():
+    captions, image_of = layer(12, wrong=())
+    with VisionServer() as server:
+        report = judge(server, captions, image_of, sample=12, concurrency=1)
+        bodies = server.bodies
+    assert len(bodies) == report.calls == 12
+    orders, firsts = set(), []
+    for body in bodies:
+        assert body["messages"][0] == {"role": "system", "content": RECIPE.system}
+        assert body["response_format"]["json_schema"] == {"name": "check_1", "strict": True, "schema": RECIPE.schema}
+        text = body["messages"][1]["content"][0]["text"]
+        shown = [item["statement"] for item in json.loads(text[text.index("[\n") :])]
+        (caption,) = [
+            value for value, _ in captions.values() if sum(sentence in shown for sentence in sentences(value)) == 3
+        ]
+        own = sentences(caption)
+        assert len(shown) == 4
+        (foreign,) = [sentence for sentence in shown if sentence not in own]
+        assert any(foreign in sentences(value) for value, _ in captions.values())
+        orders.add(tuple(own.index(sentence) if sentence in own else -1 for sentence in shown))
+        firsts.append(shown[0])
+    assert len(orders) > 6
+    assert report.models == {"seer-1": 12}
+    assert (report.input_tokens, report.output_tokens) == (1200, 120)
+
+
+def test_verdicts_come_back_to_their_sentences():
+    captions, image_of = layer(30, wrong=range(0, 30, 3))
+    with VisionServer() as server:
+        report = judge(server, captions, image_of, sample=30)
+    assert len(report.judgements) == 30
+    for item in report.judgements:
+        assert item.sentences == tuple(sentences(captions[item.key][0]))
+        for sentence, verdict, reason in zip(item.sentences, item.verdicts, item.reasons, strict=True):
+            if "mood" in sentence:
+                assert verdict == "undecidable"
+            else:
+                wrong = "lies" in sentence and int(item.key) % 3 == 0
+                assert verdict == ("contradicted" if wrong else "supported")
+                assert bool(reason) == wrong
+        assert sorted(item.places) == sorted(set(item.places))
+    (shard,) = report.shards
+    assert (shard.judged, shard.sentences, shard.wrong, shard.wrong_captions) == (30, 90, 10, 10)
+    assert report.share == pytest.approx(10 / 90)
+    assert report.undecidable == 30
+    assert report.controls["shown"] == 30
+    assert 0 < report.controls["caught"] < 30  # moods and grey grounds of other captions hold here too
+    json.dumps(report.to_json())
+
+
+def test_bad_shards_are_judged_whole_and_good_ones_are_not():
+    captions, image_of = layer(200, wrong=range(0, 200, 2), shards=2)
+    with VisionServer() as server:
+        report = judge(server, captions, image_of, sample=20, max_wrong=0.15)
+    bad, good = (next(item for item in report.shards if item.shard == f"shard-{number}") for number in (0, 1))
+    assert (bad.decision, bad.judged, bad.wrong_captions) == ("bad", 100, 100)
+    assert (good.decision, good.judged) == ("good", 20)
+    assert report.share == pytest.approx(0.5 * 1 / 3)
+    with VisionServer() as server:
+        report = judge(server, captions, image_of, sample=20, max_wrong=0.15, escalate=False)
+    assert sorted(item.judged for item in report.shards) == [20, 20]
+
+
+def test_undecided_shards_get_more_until_the_limit():
+    captions, image_of = layer(400, wrong=range(0, 400, 3))
+    with VisionServer() as server:
+        report = judge(server, captions, image_of, sample=10, max_sample=80, max_wrong=0.11)
+    assert report.shards[0].judged == 80
+    assert report.shards[0].decision == "undecided"
+
+
+def test_never_more_calls_than_allowed():
+    captions, image_of = layer(100, wrong=range(100), shards=4)
+    with VisionServer() as server:
+        report = judge(server, captions, image_of, sample=10, max_calls=25)
+        assert len(server.bodies) == report.calls == 25
+    assert {item.captions for item in report.shards} == {25}
+    assert min(item.judged for item in report.shards) > 0
+
+
+def test_a_judge_that_trusts_beginnings_shows_by_place_and_by_its_controls():
+    captions, image_of = layer(120, wrong=range(120))
+    with VisionServer(trusting=True) as server:
+        report = judge(server, captions, image_of, sample=120, max_sample=120)
+    first, middle, last = (wrong / count for wrong, count in report.by_place)
+    assert first == 0
+    assert min(middle, last) > 0.2
+    with VisionServer() as server:
+        honest = judge(server, captions, image_of, sample=120, max_sample=120)
+    assert min(wrong / count for wrong, count in honest.by_place) > 0.2
+    assert honest.controls["caught"] > report.controls["caught"]
+
+
+def test_the_sample_follows_the_seed():
+    captions, image_of = layer(100, wrong=())
+    with VisionServer() as server:
+        picked = [
+            {item.key for item in judge(server, captions, image_of, sample=10, seed=seed).judgements}
+            for seed in (1, 1, 2)
+        ]
+    assert picked[0] == picked[1] != picked[2]
+
+
+def test_answers_are_not_bought_twice(tmp_path):
+    captions, image_of = layer(20, wrong=())
+    file = tmp_path / "verdicts.jsonl"
+    with VisionServer() as server:
+        settings = config(server, sample=20)
+        for expected, cut in ((20, 0), (0, 7), (1, 0)):
+            cache = VerdictCache(file)
+            report = judge_captions(captions, image_of, ChatJudge(settings, RECIPE), RECIPE, settings, cache=cache)
+            cache.close()
+            assert (report.calls, len(report.judgements)) == (expected, 20)
+            if cut:  # a kill in the middle of a line
+                file.write_bytes(file.read_bytes().rstrip(b"\n")[:-cut])
+        assert len(server.bodies) == 21
+
+
+def test_a_stop_leaves_what_is_judged():
+    captions, image_of = layer(100, wrong=())
+    with VisionServer() as server:
+        settings = config(server, sample=100, concurrency=2)
+        report = judge_captions(
+            captions,
+            image_of,
+            ChatJudge(settings, RECIPE),
+            RECIPE,
+            settings,
+            should_stop=lambda: len(server.bodies) >= 16,
+        )
+    assert len(report.judgements) == 16
+
+
+@pytest.mark.parametrize("fault", ["429", "500", "html"])
+def test_passing_faults_are_tried_again(fault):
+    with VisionServer(script=[fault, fault]) as server:
+        answer = ChatJudge(config(server), RECIPE)(STATEMENT, to_jpeg_of(PAIRS[0]))
+        assert len(server.bodies) == 3
+    assert answer == Answer(text=ANSWER, model="seer-1", input_tokens=100, output_tokens=10)
+
+
+@pytest.mark.parametrize(
+    ("fault", "requests"), [("429", 3), ("400", 1), ("refusal", 1), ("length", 1), ("redirect", 1)]
+)
+def test_lasting_faults_leave_a_caption_unjudged(fault, requests):
+    captions, image_of = layer(2, wrong=())
+    with VisionServer(script=[fault] * requests) as server:
+        report = judge(server, captions, image_of, sample=2, concurrency=1)
+        assert len(server.bodies) == requests + 1
+    assert sum(report.unjudged.values()) == 1
+    assert len(report.judgements) == 1
+
+
+@pytest.mark.parametrize("fault", ["401", "quota"])
+def test_what_refuses_everything_ends_it(fault, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "a-secret")
+    captions, image_of = layer(2, wrong=())
+    with VisionServer(script=[fault] * 9) as server:
+        with pytest.raises(LensError, match="refuses the judge 'seer'") as caught:
+            judge(server, captions, image_of, sample=2, concurrency=1)
+        assert set(server.keys) == {"Bearer a-secret"}
+    assert "a-secret" not in str(caught.value)
+
+
+def test_answers_for_other_sentences_are_not_used():
+    captions, image_of = layer(3, wrong=())
+    with VisionServer(script=["verdict-missing"]) as server:
+        report = judge(server, captions, image_of, sample=3, concurrency=1)
+    assert report.unjudged == {"the judge did not answer for every sentence exactly once": 1}
+    assert len(report.judgements) == 2
+
+
+def test_nobody_listening_and_bad_images():
+    captions, image_of = layer(3, wrong=())
+    report = judge(None, captions, image_of, sample=3, max_attempts=1)
+    assert sum(report.unjudged.values()) == 3
+    assert (report.share, report.low, report.high) == (0.0, 0.0, 1.0)
+    assert report.shards[0].decision == "unjudged"
+    with VisionServer() as server:
+        report = judge(server, captions, lambda key: b"no image", sample=3)
+    assert report.unjudged == {"it is not an image": 3}
+
+
+def test_openai_itself_needs_a_key_and_its_own_name_for_the_limit(monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with pytest.raises(LensError, match="export OPENAI_API_KEY="):
+        ChatJudge(JudgeConfig(model="m"), RECIPE)
+    monkeypatch.setenv("OPENAI_API_KEY", "k")
+    assert "max_completion_tokens" in ChatJudge(JudgeConfig(model="m"), RECIPE).request("a", b"b")
+    assert "max_tokens" in ChatJudge(config(), RECIPE).request("a", b"b")
+    with pytest.raises(ValueError, match="must not carry credentials"):
+        JudgeConfig(model="m", base_url="http://me:secret@host/v1")
+
+
+def to_jpeg_of(canary):
+    return to_jpeg(decode(canary.item.data), max_side=128, quality=85)
+
+
+PIPELINE = """\
+run: run
+stages:
+  - {{name: images, type: ingest, source: {{type: image-folder, url: photos}}}}
+  - name: dense
+    type: caption
+    source: images
+    captioner: {{type: openai, model: m, base_url: "{captions}", max_wait_s: 0}}
+  - name: checked
+    type: check-captions
+    source: dense
+    gates: {{repeated_caption: {{action: skip}}, loops: {{action: skip}}}}
+    max_rejected: 1
+    judge: {{model: judge, base_url: "{judge}", sample: 4, max_wrong: 0.2, max_wait_s: 0, max_attempts: 1}}
+"""
+
+
+@pytest.fixture
+def stage(tmp_path, lens_registry, monkeypatch):
+    """Caption eight shapes by one server, and have another judge them."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    for number, canary in enumerate(PAIRS[:8]):
+        Image.open(io.BytesIO(canary.item.data)).save(tmp_path / "photos" / f"{number}.png")
+
+    def run(captioner, judge, progress=None):
+        (tmp_path / "pipeline.yaml").write_text(PIPELINE.format(captions=captioner.url, judge=judge.url))
+        pipeline = load_pipeline("pipeline.yaml", lens_registry)
+        progress = progress or Progress(stream=io.StringIO(), live=False)
+        return run_pipeline(pipeline, lens_registry, progress=progress)["checked"]
+
+    return run
+
+
+def test_stage_lets_good_captions_pass(stage):
+    with VisionServer() as captioner, VisionServer() as judge:
+        artifact = stage(captioner, judge)
+        assert len(judge.bodies) == artifact.stats["judge"]["calls"] == 8
+    assert artifact.stats["captions"] == 8
+    assert artifact.stats["judge"]["wrong_share"] == 0
+    report = artifact.read_json("judge.json")
+    assert report["recipe"] == f"check-1 {RECIPE.hash}"
+    assert len(artifact.read_bytes("judgements.jsonl").decode().splitlines()) == 8
+
+
+def test_stage_rejects_wrong_captions_of_bad_shards(stage):
+    with VisionServer(crossing=1.0) as captioner, VisionServer() as judge:
+        artifact = stage(captioner, judge)
+    rows = read_captions(artifact)
+    # The very first answer has no image before it.
+    assert [row.status for row in rows].count("rejected") == 7
+    assert all(row.detail.startswith("judge: ") for row in rows if row.status == "rejected")
+    findings = [json.loads(line) for line in artifact.read_bytes("checks.jsonl").decode().splitlines()]
+    assert {item["gate"] for item in findings} == {"judge"}
+    assert all(item["reason"].startswith("it is a ") for item in findings)
+
+
+def test_stage_goes_on_without_paying_twice(stage):
+    with VisionServer() as captioner, VisionServer(script=["ok"] * 5 + ["401"] * 9) as judge:
+        with pytest.raises(LensError, match="refuses the judge"):
+            stage(captioner, judge)
+        asked = len(judge.bodies)
+        judge.script.clear()
+        stage(captioner, judge)
+        assert len(judge.bodies) == asked + 8 - 5
+
+
+def test_stage_stops_when_asked(stage):
+    with VisionServer() as captioner, VisionServer() as judge:
+        progress = Progress(stream=io.StringIO(), live=False)
+
+        class Stopping(VisionServer):
+            def answer(self, body):
+                progress.stop_asked = True
+                return super().answer(body)
+
+        with Stopping() as stopping, pytest.raises(Stopped, match="stopped after 4 judgements"):
+            stage(captioner, stopping, progress)
+        assert not judge.bodies
+
+
+def test_ask_errors_are_no_lens_errors():
+    assert not issubclass(AskError, LensError)
