@@ -101,11 +101,11 @@ def test_caption_installs_alone_beside_core_and_brings_no_torch(wheels, tmp_path
     )
     checked = subprocess.run([venv / "bin" / "lens", "check", str(pipeline)], capture_output=True, text=True)
     assert checked.returncode == 0, checked.stderr
-    subprocess.run([venv / "bin" / "pip", "uninstall", "-q", "-y", "openai"], check=True, capture_output=True)
+    subprocess.run([venv / "bin" / "pip", "uninstall", "-q", "-y", "aiohttp"], check=True, capture_output=True)
     missing = subprocess.run([venv / "bin" / "lens", "check", str(pipeline)], capture_output=True, text=True)
     assert missing.returncode == 2
     (line,) = missing.stderr.splitlines()
-    assert "needs the library 'openai'" in line
+    assert "needs the library 'aiohttp'" in line
     assert "pip install -c constraints.txt -e 'packages/lens-caption[openai]'" in line
 
 
