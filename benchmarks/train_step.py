@@ -32,7 +32,6 @@ from lens_core.datasets.scenes.render import render
 from lens_core.datasets.scenes.world import sample_scene
 from lens_core.registry import load_registry
 from lens_train.data.captioned import CaptionedImages
-from lens_train.loop.ahead import Ahead
 from lens_train.loop.trainer import Trainer
 from lens_train.stages.train.config import TrainStageConfig
 
@@ -147,20 +146,18 @@ def quickstart_trainer(style: str, folder: Path) -> Trainer:
 
 def measure(trainer: Trainer, steps: int) -> dict[str, Any]:
     """Time steps, their products alone, and one large product, in turn so that all meet the same machine."""
+    for _ in range(3):
+        trainer.train_step(trainer.next_batch())
     step_s, products_s, flops = [], [], []
-    with Ahead(trainer.batch) as ahead:
-        for number in range(3 + 3 * steps):
-            if number < 3 or number % 3:  # a few to warm up, and one after each look at the products
-                trainer.train_step(ahead.get(number))
-                continue
-            started = time.perf_counter()
-            batch = ahead.get(number)
+    for _ in range(steps):
+        started = time.perf_counter()
+        batch = trainer.next_batch()
+        trainer.train_step(batch)
+        step_s.append(time.perf_counter() - started)
+        with Products() as products:
             trainer.train_step(batch)
-            step_s.append(time.perf_counter() - started)
-            with Products() as products:
-                trainer.train_step(batch)
-            products_s.append(_seconds(products.calls))
-            flops.append(sum(count * _flops(call) for call, count in products.calls.items()))
+        products_s.append(_seconds(products.calls))
+        flops.append(sum(count * _flops(call) for call, count in products.calls.items()))
     large = torch.randn(2048, 2048), torch.randn(2048, 2048)
     peak = 2 * 2048**3 / _time(lambda: torch.mm(*large), 5)
     step, alone, work = statistics.median(step_s), statistics.median(products_s), statistics.median(flops)

@@ -19,7 +19,6 @@ from torch.utils.tensorboard import SummaryWriter
 from lens_core.diffusion.prediction import target_velocity, to_velocity
 from lens_core.diffusion.ragged import RaggedBatch, offsets_of
 from lens_core.errors import LensError, Stopped
-from lens_train.loop.ahead import Ahead
 from lens_train.loop.state import load_state, save_state
 from lens_train.objective.flow import quartile, sample_losses, targets
 from lens_train.optim.build import Optimizers, learning_rate_factor
@@ -124,15 +123,14 @@ class Trainer:
         with (
             (self.state_dir / METRICS).open("a", encoding="utf-8") as metrics,
             SummaryWriter(str(self.state_dir / TENSORBOARD), purge_step=self.counters.step + 1) as board,
-            Ahead(self.batch) as ahead,
         ):
-            batch = ahead.get(self.counters.step)
+            batch = self.next_batch()
             if self.counters.step == 0 and not self._allowed(batch.flops):
                 raise LensError(f"budget.flops: one step costs {batch.flops:.3g}, so {total:.3g} buys none; raise it")
             while self._allowed(batch.flops):
                 started = time.monotonic()
                 record = self.train_step(batch)
-                batch = ahead.get(self.counters.step)
+                batch = self.next_batch()
                 self.counters.seconds += time.monotonic() - started
                 used = self._share() * total / scale if total else 0
                 progress.update(used, **self._shown(record))
@@ -213,9 +211,9 @@ class Trainer:
                 "lower the learning rate"
             )
 
-    def batch(self, step: int) -> Batch:
-        """The batch of a step, counted from 0; the same one however often it is asked for."""
-        samples = self.data.batch(step, self.batch_size)
+    def next_batch(self) -> Batch:
+        """The batch of the step that comes next; the same one however often it is asked for."""
+        samples = self.data.batch(self.counters.step, self.batch_size)
         pixels_BHWC = torch.from_numpy(self.data.pixels[[sample.number for sample in samples]])
         pixels_BCHW = pixels_BHWC.permute(0, 3, 1, 2).to(self.device, torch.float32) / 127.5 - 1
         with torch.no_grad():
