@@ -200,7 +200,7 @@ class TestLens(ModelContract):
     config = {"preset": "nano"}
     # The last block's text half cannot reach the output: it is kept for the released layout, and skipped.
     without_gradient = frozenset(
-        f"transformer_blocks.3.{part}" for part in ("attn.to_add_out", "txt_norm2", "txt_mlp", "attn.norm_added_q")
+        f"transformer_blocks.2.{part}" for part in ("attn.to_add_out", "txt_norm2", "txt_mlp", "attn.norm_added_q")
     )
 
 
