@@ -27,7 +27,7 @@ from lens_core.diffusion.device import pick_device
 from lens_core.diffusion.loaded_model import LoadedModel
 from lens_core.diffusion.model_folder import load_model_folder, save_model_folder
 from lens_core.diffusion.requests import Request, Start, check_requests
-from lens_core.diffusion.text_to_image import decode, denoise, encode
+from lens_core.diffusion.text_to_image import draw
 from lens_core.diffusion.weights.lora import fuse_loras, load_lora, set_loras, unfuse_loras, unload_loras
 from lens_core.errors import ConfigError
 from lens_core.registry import load_registry
@@ -294,16 +294,16 @@ class LensPipeline:
             if callback_on_step_end:
                 callback_on_step_end(self, step, time, {"latents": _stacked(tokens)})
 
-        encoded = encode(self.model, requests, guidance=guidance_scale)
-        tokens = denoise(
+        drawn = draw(
             self.model,
-            encoded,
+            requests,
             sampler=sampler,
             guidance=guidance_scale,
             on_step=told,
             reference_rounding=reference_rounding,
+            latents=output_type == "latent",
         )
-        images = _stacked(tokens) if output_type == "latent" else self._images(requests, tokens, output_type)
+        images = _as(output_type, list(drawn))
         return LensPipelineOutput(images) if return_dict else (images,)
 
     def _requests(
@@ -380,15 +380,6 @@ class LensPipeline:
                 for r, g in zip(requests, generators, strict=True)
             ]
         return [replace(request, noise_NC=noise) for request, noise in zip(requests, given, strict=True)]
-
-    def _images(self, requests: list[Request], tokens: list[Tensor], output_type: str) -> Any:
-        pixels = [(p.float().clamp(-1, 1) + 1) / 2 for p in decode(self.model, requests, tokens)]
-        if output_type == "pt":
-            return _stacked(pixels)
-        arrays = [p.permute(1, 2, 0).cpu().numpy() for p in pixels]
-        if output_type == "np":
-            return np.stack(arrays) if len({a.shape for a in arrays}) == 1 else arrays
-        return [Image.fromarray((array * 255).round().astype(np.uint8)) for array in arrays]
 
     def _sampler_of_call(self, scheduler: Any, steps: int | None) -> ComponentConfig:
         own = self.model.sampler
@@ -498,6 +489,16 @@ def _mask(mask: Any, height: int, width: int) -> Tensor:
         fitted = Image.fromarray(array.astype(np.uint8) * 255).resize((width, height), Image.Resampling.NEAREST)
         array = np.asarray(fitted) > 0
     return torch.from_numpy(array.copy())
+
+
+def _as(output_type: str, drawn: list[Tensor]) -> Any:
+    """Pixels [3, H, W] in [0, 1], or latents, as users asked for them."""
+    if output_type in {"pt", "latent"}:
+        return _stacked(drawn)
+    arrays = [pixels.permute(1, 2, 0).numpy() for pixels in drawn]
+    if output_type == "np":
+        return np.stack(arrays) if len({array.shape for array in arrays}) == 1 else arrays
+    return [Image.fromarray((array * 255).round().astype(np.uint8)) for array in arrays]
 
 
 def _stacked(tensors: list[Tensor]) -> Any:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from lens_core.contracts.diffusion import Sampler
     from lens_core.diffusion.loaded_model import LoadedModel
 
-__all__ = ["Request", "decode", "denoise", "encode", "generate"]
+__all__ = ["Request", "decode", "denoise", "draw", "encode", "generate"]
 
 MAX_BATCH_TOKENS = 4096
 """Image and text tokens in one call of a part, guidance's second branch not counted. One request may have more."""
@@ -43,7 +43,6 @@ Text = list[Tensor]
 """Features of one prompt: a tensor [T, E] per layer."""
 
 
-@torch.inference_mode()
 def generate(
     model: LoadedModel,
     requests: Sequence[Request],
@@ -71,8 +70,35 @@ def generate(
     Raises:
         ConfigError: a request that cannot be drawn.
     """
+    drawn = draw(
+        model,
+        requests,
+        sampler=sampler,
+        guidance=guidance,
+        on_batch=on_batch,
+        on_step=on_step,
+        max_batch_tokens=max_batch_tokens,
+    )
+    return [(pixels_CHW * 255).round().to(torch.uint8).permute(1, 2, 0).numpy() for pixels_CHW in drawn]
+
+
+def draw(
+    model: LoadedModel,
+    requests: Sequence[Request],
+    *,
+    sampler: ComponentConfig | None = None,
+    guidance: float | None = None,
+    on_batch: Callable[[int], None] | None = None,
+    on_step: Callable[[int, float, list[Tensor]], None] | None = None,
+    reference_rounding: bool = False,
+    latents: bool = False,
+    max_batch_tokens: int = MAX_BATCH_TOKENS,
+) -> Iterator[Tensor]:
+    """Pixels [3, H, W] in [0, 1] of each request, or with `latents` its tokens [N, C]; float32 on the CPU.
+
+    For the other arguments and errors see `generate` and `denoise`.
+    """
     check_requests(list(requests), model.autoencoder)
-    images: list[np.ndarray] = []
     for first in range(0, len(requests), TOGETHER):
         chunk = requests[first : first + TOGETHER]
         tokens = denoise(
@@ -82,12 +108,14 @@ def generate(
             guidance=guidance,
             on_batch=_counting_on(on_batch, first),
             on_step=on_step,
+            reference_rounding=reference_rounding,
             max_batch_tokens=max_batch_tokens,
         )
+        if latents:
+            yield from (one.cpu() for one in tokens)
+            continue
         for pixels_CHW in decode(model, chunk, tokens, max_batch_tokens=max_batch_tokens):
-            bytes_CHW = ((pixels_CHW.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-            images.append(bytes_CHW.permute(1, 2, 0).cpu().numpy())
-    return images
+            yield ((pixels_CHW.float().clamp(-1, 1) + 1) / 2).cpu()
 
 
 @torch.inference_mode()
