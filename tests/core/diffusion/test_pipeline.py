@@ -259,7 +259,7 @@ def test_what_is_saved_draws_the_same(pipe, cases, tmp_path):
     again = LensPipeline.from_pretrained(tmp_path / "model")
     expected = golden_call(pipe, cases, "with_negative")
     assert np.array_equal(golden_call(again, cases, "with_negative"), expected)
-    with pytest.raises(ConfigError, match="the model has no text_encoder"):
+    with pytest.raises(ConfigError, match=r"the model has no text_encoder: hand over features instead of prompts$"):
         again("a red circle")
     index = json.loads((tmp_path / "model" / "model_index.json").read_text())
     assert index["vae"] == ["diffusers", "AutoencoderKLFlux2"]

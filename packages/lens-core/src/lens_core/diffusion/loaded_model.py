@@ -106,10 +106,9 @@ class LoadedModel:
         """
         part = getattr(self, name)
         if part is None:
-            raise ConfigError(
-                f"the model has no {name}: hand over features instead of prompts"
-                + (f", or complete {self.url} with `lens import`" if self.url and not self.lens.get("template") else "")
-            )
+            # A released folder names its text encoder, but cannot be encoded with until it is imported.
+            remedy = f", or complete {self.url} with `lens import`" if self.lens.get("text_encoder") else ""
+            raise ConfigError(f"the model has no {name}: hand over features instead of prompts{remedy}")
         if not self._turns:
             yield part
             return

@@ -259,16 +259,16 @@ class LensTransformer2DModel(nn.Module):
             ConfigError: there is no such backend.
         """
         self._attention_chosen = True
-        self._attend_by(name)
+        self._attend_by(attention_backend(name))
 
     def choose_attention(self, device: torch.device, dtype: torch.dtype) -> None:
         """Attend by what is fastest there, unless a backend was set: kernels for ragged batches where they exist."""
         if not self._attention_chosen:
             half = dtype in {torch.bfloat16, torch.float16}
-            self._attend_by("varlen" if device.type == "cuda" and half else "reference")
+            self._attend_by(attention_backend("varlen" if device.type == "cuda" and half else "reference"))
 
-    def _attend_by(self, name: str) -> None:
-        self.attention = attention_backend(name)
+    def _attend_by(self, backend: AttentionBackend) -> None:
+        self.attention = backend
         if self._compiled and isinstance(self.attention, ReferenceAttention):
             self.attention.set_apart()
 
@@ -279,8 +279,7 @@ class LensTransformer2DModel(nn.Module):
     def compile_blocks(self, **options: Any) -> None:
         """Compile each block for any number of tokens; they are alike, so this costs one compilation."""
         self._compiled = True
-        if isinstance(self.attention, ReferenceAttention):
-            self.attention.set_apart()
+        self._attend_by(self.attention)
         for block in self.transformer_blocks:
             block.compile(dynamic=True, **options)
 
