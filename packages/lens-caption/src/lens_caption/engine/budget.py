@@ -12,6 +12,7 @@ from lens_caption.profiles import Usage
 if TYPE_CHECKING:
     from lens_caption.engine.settings import BudgetSettings
     from lens_caption.profiles import Profile
+    from lens_caption.profiles.schema import Lane
 
 __all__ = ["NOTHING", "Amount", "Budget", "BudgetExhausted"]
 
@@ -56,12 +57,12 @@ class Budget:
         UnknownPriceError: there is a bound in dollars, and the lane has no known price.
     """
 
-    def __init__(self, settings: BudgetSettings | None, profile: Profile | None, lane: str, spent: Amount = NOTHING):
+    def __init__(self, settings: BudgetSettings | None, profile: Profile | None, lane: Lane, spent: Amount = NOTHING):
         self._settings = settings
         self._profile = profile if profile is not None and lane in profile.prices else None
         self._lane = lane
         if settings is not None and settings.usd is not None and profile is not None:
-            profile.price(lane)  # type: ignore[arg-type]
+            profile.price(lane)
         self.spent = spent
         self.reserved = NOTHING
         self._in_flight = 0
@@ -78,7 +79,7 @@ class Budget:
 
     def cost(self, usage: Usage) -> Amount:
         """What an answer cost."""
-        usd = self._profile.cost(usage, self._lane) if self._profile else None  # type: ignore[arg-type]
+        usd = self._profile.cost(usage, self._lane) if self._profile else None
         return Amount(usd, usage.input_tokens + usage.output_tokens, 1)
 
     def learn(self, estimated_input: int, billed_input: int) -> None:

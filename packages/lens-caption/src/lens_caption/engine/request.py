@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from lens_caption.engine.settings import LaneName
     from lens_caption.profiles import Profile, Usage
+    from lens_caption.profiles.schema import Lane
     from lens_core.contracts import CaptionOutcome, ImageItem
 
-__all__ = ["PROFILE_LANES", "BadImage", "Endpoint", "Lane", "PreparedRequest", "RequestCaptioner"]
+__all__ = ["PROFILE_LANES", "BadImage", "Endpoint", "PreparedRequest", "RequestCaptioner"]
 
-Lane = Literal["sync", "flex", "batch"]
-PROFILE_LANES: dict[Lane, Literal["standard", "flex", "batch"]] = {"sync": "standard", "flex": "flex", "batch": "batch"}
+PROFILE_LANES: dict[LaneName, Lane] = {"sync": "standard", "flex": "flex", "batch": "batch"}
 """What the profiles call the lanes."""
 
 
@@ -96,11 +97,11 @@ class RequestCaptioner(Protocol):
         """What is known of the model; raises `ConfigError` if nothing is."""
         ...
 
-    def preparer(self, lane: Lane) -> Callable[[str, bytes], PreparedRequest | BadImage]:
+    def preparer(self, lane: LaneName) -> Callable[[str, bytes], PreparedRequest | BadImage]:
         """A function of an image's key and bytes that makes its request; it can be pickled."""
         ...
 
-    def request_for(self, item: ImageItem, lane: Lane = "sync") -> PreparedRequest:
+    def request_for(self, item: ImageItem, lane: LaneName = "sync") -> PreparedRequest:
         """The request of one image; raises `ImageError`."""
         ...
 

@@ -20,7 +20,7 @@ from lens_caption.engine.book import with_facts
 from lens_caption.engine.client import Client, LostError, NotSentError
 from lens_caption.engine.lanes.sync import understand
 from lens_caption.engine.policy import POLICIES, retry_after
-from lens_caption.engine.request import BadImage, Endpoint, Lane, PreparedRequest
+from lens_caption.engine.request import BadImage, Endpoint, PreparedRequest
 from lens_caption.profiles import load_profile
 from lens_core.contracts import CaptionOutcome, ImageItem
 from lens_core.errors import LensError
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from lens_caption.captioners.openai.config import OpenAIConfig
+    from lens_caption.engine.settings import LaneName
     from lens_caption.profiles import Profile, Usage
 
 __all__ = ["OpenAICaptioner"]
@@ -86,13 +87,13 @@ class OpenAICaptioner:
         folder = Path(self.config.profiles) if self.config.profiles else None
         return load_profile(self.config.model, base_url=self.config.base_url, folder=folder)
 
-    def preparer(self, lane: Lane) -> RequestPlan:
+    def preparer(self, lane: LaneName) -> RequestPlan:
         """Makes requests in any process."""
         if lane not in self._plans:
             self._plans[lane] = RequestPlan.of(self.config, lane)
         return self._plans[lane]
 
-    def request_for(self, item: ImageItem, lane: Lane = "sync") -> PreparedRequest:
+    def request_for(self, item: ImageItem, lane: LaneName = "sync") -> PreparedRequest:
         """The request of one image; raises `ImageError`."""
         return self.preparer(lane).prepare(item.key, item.data)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from lens_caption.engine.request import BadImage, Lane, PreparedRequest
+from lens_caption.engine.request import BadImage, PreparedRequest
 from lens_caption.profiles import Profile, UnknownModelError, estimate_text_tokens, load_profile
 from lens_caption.prompts import Layer, Recipe, load_recipe
 from lens_core.errors import ConfigError, ImageError
@@ -19,6 +19,7 @@ from lens_core.images import decode, header
 
 if TYPE_CHECKING:
     from lens_caption.captioners.openai.config import OpenAIConfig
+    from lens_caption.engine.settings import LaneName
 
 __all__ = ["RequestPlan", "build_request", "PREPARATION", "instruction_of", "profile_of", "prompt_hash", "recipe_of"]
 
@@ -62,7 +63,7 @@ def prompt_hash(config: OpenAIConfig) -> str:
     return recipe_of(config).hash
 
 
-def build_request(config: OpenAIConfig, data: bytes, lane: Lane = "sync") -> dict[str, Any]:
+def build_request(config: OpenAIConfig, data: bytes, lane: LaneName = "sync") -> dict[str, Any]:
     """The body of a request.
 
     Raises:
@@ -85,11 +86,11 @@ class RequestPlan:
     config: OpenAIConfig
     recipe: Recipe
     profile: Profile | None
-    lane: Lane
+    lane: LaneName
     text_tokens: int
 
     @classmethod
-    def of(cls, config: OpenAIConfig, lane: Lane = "sync") -> RequestPlan:
+    def of(cls, config: OpenAIConfig, lane: LaneName = "sync") -> RequestPlan:
         """The plan of a captioner; raises `ConfigError`."""
         return cls(config, recipe_of(config), profile_of(config), lane, estimate_text_tokens(instruction_of(config)))
 

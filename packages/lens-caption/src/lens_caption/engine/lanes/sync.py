@@ -10,7 +10,7 @@ from lens_caption.engine.book import Book, with_facts
 from lens_caption.engine.budget import Amount, BudgetExhausted
 from lens_caption.engine.client import LostError, NotSentError
 from lens_caption.engine.policy import POLICIES, Fate, fate_of_error, retry_after
-from lens_caption.engine.request import PROFILE_LANES, BadImage, Lane, PreparedRequest
+from lens_caption.engine.request import PROFILE_LANES, BadImage, PreparedRequest
 from lens_core.contracts import CaptionOutcome, ImageItem
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from lens_caption.engine.limiter import Limiter
     from lens_caption.engine.prepare import Preparer
     from lens_caption.engine.request import RequestCaptioner
+    from lens_caption.engine.settings import LaneName
     from lens_caption.profiles import Usage
 
 __all__ = ["Sender", "run_sync", "understand"]
@@ -60,7 +61,7 @@ class Sender:
         lane: `sync` or `flex`.
     """
 
-    def __init__(self, captioner: RequestCaptioner, client: Client, limiter: Limiter, book: Book, lane: Lane):
+    def __init__(self, captioner: RequestCaptioner, client: Client, limiter: Limiter, book: Book, lane: LaneName):
         self._captioner = captioner
         self._client = client
         self._limiter = limiter
