@@ -23,20 +23,21 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lens_core.datasets.scenes.language import describe
-from lens_core.datasets.scenes.render import render
-from lens_core.datasets.scenes.world import sample_scene
+from lens_core.config.pipeline import load_pipeline
+from lens_core.pipeline.context import StageContext
+from lens_core.pipeline.progress import Progress
+from lens_core.pipeline.runner import run_pipeline
 from lens_core.registry import load_registry
-from lens_train.data.captioned import CaptionedImages
-from lens_train.loop.trainer import Trainer
-from lens_train.stages.train.config import TrainStageConfig
+from lens_core.storage.artifacts import OutputFolder
+from lens_train.stages.train.stage import build_trainer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from lens_train.loop.trainer import Trainer
 
 PRODUCTS = {"mm": 2, "addmm": 3, "bmm": 2, "baddbmm": 3}
 """The products, by the name of the operator, and how many of its arguments are matrices."""
@@ -104,58 +105,49 @@ def main() -> None:
 def quickstart_trainer(style: str, folder: Path) -> Trainer:
     """The trainer that the quickstart's train stage builds, over fewer images."""
     registry = load_registry()
-    config = TrainStageConfig.model_validate(
-        {"name": "model", "source": "captions", "budget": {"steps": 1_000_000}}, context={"registry": registry}
-    )
-    scenes = [sample_scene(0, index, split="train") for index in range(4000)]
-    captions = [describe(scene, style, key=str(index)) for index, scene in enumerate(scenes)]  # type: ignore[arg-type]
-    autoencoder = registry.build("autoencoders", config.autoencoder)
-    encoder = registry.spec("text_encoders", config.text_encoder.type).load_target().fit(config.text_encoder, captions)
-    transformer = registry.build(
-        "models",
-        config.model,
-        in_channels=autoencoder.channels,
-        enc_hidden_dim=encoder.width,
-        num_text_layers=encoder.num_layers,
-    )
-    transformer.init_weights(0)
-    return Trainer(
-        transformer=transformer,
-        text_encoder=encoder,
-        autoencoder=autoencoder,
-        data=CaptionedImages(
-            pixels=np.stack([render(scene, 32) for scene in scenes]),
-            keys=[str(index) for index in range(len(scenes))],
-            captions=[[caption] for caption in captions],
-            skipped=0,
-            seed=0,
-        ),
-        objective=config.objective,
-        optimizer=config.optimizer,
-        budget=config.budget,
-        batch_size=config.batch_size,
-        ema_decay=config.ema,
-        bf16=config.precision == "bf16",
-        device=torch.device("cpu"),
+    stages: list[dict[str, Any]] = [
+        {"name": "images", "type": "ingest", "source": {"type": "scenes", "count": 4000}},
+        {
+            "name": "captions",
+            "type": "caption",
+            "source": "images",
+            "captioner": {"type": "scene-graph", "style": style},
+        },
+        {"name": "model", "type": "train", "source": "captions", "budget": {"steps": 1_000_000}},
+    ]
+    file = folder / "pipeline.yaml"
+    file.write_text(json.dumps({"run": str(folder / "run"), "stages": stages[:2]}))
+    artifacts = run_pipeline(load_pipeline(str(file), registry), registry)
+    config = registry.parse("stages", stages[2])
+    (folder / "state").mkdir()
+    context = StageContext(
+        name="model",
+        inputs=(artifacts["captions"],),
+        output=OutputFolder(str(folder / "model"), folder / "scratch"),
+        state_dir=folder / "state",
+        run_url=str(folder),
+        base=str(folder),
         seed=0,
-        state_dir=folder,
-        save_every_s=config.save_every_s,
-        log_every=config.log_every,
+        registry=registry,
+        progress=Progress(live=False),
     )
+    trainer, _ = build_trainer(config, context)
+    return trainer
 
 
 def measure(trainer: Trainer, steps: int) -> dict[str, Any]:
     """Time steps, their products alone, and one large product, in turn so that all meet the same machine."""
+    loader = trainer.loader()
     for _ in range(3):
-        trainer.train_step(trainer.next_batch())
+        trainer.train_step([next(loader)])
     step_s, products_s, flops = [], [], []
     for _ in range(steps):
         started = time.perf_counter()
-        batch = trainer.next_batch()
-        trainer.train_step(batch)
+        packs = [next(loader)]
+        trainer.train_step(packs)
         step_s.append(time.perf_counter() - started)
         with Products() as products:
-            trainer.train_step(batch)
+            trainer.train_step(packs)
         products_s.append(_seconds(products.calls))
         flops.append(sum(count * _flops(call) for call, count in products.calls.items()))
     large = torch.randn(2048, 2048), torch.randn(2048, 2048)

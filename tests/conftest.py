@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from s3 import bucket, root, s3_server  # noqa: F401 (fixtures)
+
 ROOT = Path(__file__).resolve().parents[1]
 FAKES = Path(__file__).parent / "fakes"
 

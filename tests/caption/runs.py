@@ -32,10 +32,10 @@ class Run:
         for number in range(count):
             (photos / f"{number:06d}.jpg").write_bytes(numbered_jpeg(number, *size))
 
-    def start(self, server, captioner=None, **engine):
-        """`lens run`; settings of captioner and engine may change between runs."""
+    def write(self, server, captioner=None, *, ingest=None, stage=None, **engine):
+        """The pipeline's file."""
         stages = [
-            {"name": "images", "type": "ingest", "source": {"type": "image-folder", "url": "photos"}},
+            {"name": "images", "type": "ingest", "source": {"type": "image-folder", "url": "photos"}, **(ingest or {})},
             {
                 "name": "words",
                 "type": "caption",
@@ -51,9 +51,14 @@ class Run:
                     **(captioner or {}),
                 },
                 "engine": {"workers": 0, **engine},
+                **(stage or {}),
             },
         ]
         (self.folder / "pipeline.yaml").write_text(yaml.safe_dump({"run": "run", "stages": stages}))
+
+    def start(self, server, captioner=None, **options):
+        """`lens run`; settings of captioner and engine may change between runs."""
+        self.write(server, captioner, **options)
         with (self.folder / "said.txt").open("w") as said:
             return subprocess.Popen(
                 [Path(sys.executable).with_name("lens"), "run", "pipeline.yaml"],
@@ -62,9 +67,9 @@ class Run:
                 stderr=said,
             )
 
-    def run(self, server, captioner=None, **engine):
+    def run(self, server, captioner=None, **options):
         """`lens run` to its end: exit code and the lines that it said."""
-        code = self.start(server, captioner, **engine).wait(timeout=600)
+        code = self.start(server, captioner, **options).wait(timeout=600)
         return code, (self.folder / "said.txt").read_text().splitlines()
 
     @property

@@ -11,7 +11,7 @@ from decimal import Decimal
 import pytest
 
 from caption.runs import Run, wait_for
-from lens_caption.engine.lanes.batch import _answers
+from lens_caption.engine.lanes.batch_files import read_results
 from lens_caption.testing.openai_server import BatchSettings, FakeServer, Faults
 
 QUICK = BatchSettings(validate_s=0.05, process_s=0.1, finalize_s=0.05)
@@ -205,13 +205,45 @@ def test_a_batch_is_reserved_whole(run):
     run.assert_captions_are_right()
 
 
-def test_a_page_in_place_of_results_buys_nothing_again(tmp_path):
-    """A proxy's HTML with status 200, instead of the result file."""
-    for text, expected in (
-        (b"<html>a proxy was here</html>", None),
-        (b"", None),
-        (b'{"custom_id": "a", "response": null}\n{"custom_id": "b"', None),
-        (b'{"custom_id": "a"}\n\n{"custom_id": "b"}\n', {"a": {"custom_id": "a"}, "b": {"custom_id": "b"}}),
-    ):
-        (tmp_path / "results").write_bytes(text)
-        assert _answers(tmp_path / "results") == expected
+def line(key, status=200, **more):
+    return {"custom_id": key, "response": {"status_code": status, "body": {}}, **more}
+
+
+@pytest.mark.parametrize(
+    ("text", "keys", "damaged"),
+    [
+        (b"<html>a proxy\nwas here</html>\n", set(), 2),
+        (b"", set(), 0),
+        (b'{"custom_id": "a", "response": null}\n{"custom_id": "b"', {"a"}, 1),
+        (b'{"custom_id": "a"}\n\n{"custom_id": "b"}\n', {"a", "b"}, 0),
+        (b'{"custom_id": "a"}\n{"custom_id": "b"}', {"a", "b"}, 0),
+        (b'[1]\n"a"\nnull\n3\n{"id": 1}\n\xff\xfe\n' + b"[" * 100_000 + b"\n", set(), 7),
+    ],
+)
+def test_reading_results(tmp_path, text, keys, damaged):
+    (tmp_path / "results").write_bytes(text)
+    results = read_results(tmp_path / "results")
+    assert results.answers.keys() == keys
+    assert results.damaged == damaged
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_an_answer_counts_for_more_than_an_error(tmp_path, order):
+    answer, error = line("a"), line("a", 500, error={"code": "x"})
+    lines = [json.dumps(value) + "\n" for value in (answer, error, {"custom_id": "a", "response": "odd"})][::order]
+    (tmp_path / "results").write_text("".join(lines))
+    assert read_results(tmp_path / "results").answers == {"a": answer}
+
+
+def test_a_page_in_place_of_results_buys_nothing_again(run):
+    """A proxy's HTML with status 200, instead of the result file: it is asked for again."""
+    with FakeServer(batches=QUICK, clock="manual") as server:
+        process = run.start(server, lane="batch", batch={"poll_s": 0.05})
+        assert wait_for(lambda: len(server.batches.all()) == 1, process)
+        server.faults._scripts["control"].extend(["ok", "html"] * 3)
+        server.clock.advance(3600)
+        assert process.wait(60) == 0, (run.folder / "said.txt").read_text()
+        assert server.faults.met["control:html"] == 3
+        assert len(server.batches.all()) == 1
+        assert server.ledger.billed_again() == 0
+    run.assert_captions_are_right()

@@ -6,15 +6,14 @@ import base64
 import hashlib
 import json
 
-import numpy as np
 import pytest
 
 from caption.vision_server import VisionServer, seen
 from lens_caption.captioners.openai.captioner import OpenAICaptioner
 from lens_caption.captioners.openai.config import OpenAIConfig
-from lens_caption.quality.binding import BindingError, CanaryWatch, RepeatWatch, canary_pairs, probe_binding
+from lens_caption.quality.binding import BindingError, canary_pairs, probe_binding
 from lens_caption.testing.openai_server import FAULTS, OpenAIServer
-from lens_core.contracts import CaptionOutcome, ImageItem
+from lens_core.contracts import CaptionOutcome
 from lens_core.errors import LensError
 from lens_core.images import decode, to_jpeg
 
@@ -160,56 +159,6 @@ def test_a_server_that_mostly_fails_cannot_be_judged(asking):
     with pytest.raises(LensError, match="answered only 5 of 20 canaries") as caught:
         report.refuse("it")
     assert not isinstance(caught.value, BindingError)
-
-
-def photos(count):
-    rng = np.random.default_rng(1)
-    images = []
-    for _ in range(count):
-        data = to_jpeg(rng.integers(0, 255, (24, 32, 3), np.uint8), max_side=32, quality=90)
-        images.append(ImageItem(key=hashlib.sha256(data).hexdigest(), data=data))
-    return images
-
-
-def test_canaries_travel_in_the_run(asking):
-    with VisionServer() as server:
-        ask = asking(server)
-        watch = CanaryWatch(ask, every=20, seed=3)
-        images = photos(400)
-        mixed = list(watch.mix(images))
-        canaries = [item for item in mixed if watch.is_canary(item.key)]
-        assert [item for item in mixed if not watch.is_canary(item.key)] == images
-        assert 8 <= len(canaries) <= 40
-        for outcome in ask(canaries):
-            watch.check(outcome)
-        server.crossing = 1.0
-        crossed = ask(canaries)
-    with pytest.raises(BindingError, match="no longer belong to their images"):
-        list(map(watch.check, crossed))
-
-
-def test_a_canary_with_the_caption_of_another_image_is_an_alarm(asking):
-    for make in (VisionServer, OpenAIServer):
-        with make() as server:
-            watch = CanaryWatch(asking(server), every=10, seed=0)
-            canary = next(item for item in watch.mix(photos(200)) if watch.is_canary(item.key))
-            with pytest.raises(BindingError):
-                watch.check(CaptionOutcome(key=canary.key, status="ok", text="Two dogs run along a beach at dusk."))
-            # A failure of transport says nothing about whose caption it would have been.
-            watch.check(CaptionOutcome(key=canary.key, status="transport"))
-
-
-def test_repeats_over_images_that_look_different():
-    images = photos(4)
-    text = "Two dogs run along a beach at dusk, a red ball before them and a ship behind, under low clouds."
-    watch = RepeatWatch(min_words=15, min_bits=11)
-    assert watch.add(images[0].key, text, images[0].data) is None
-    assert watch.add(images[0].key, text, images[0].data) is None
-    smaller = to_jpeg(decode(images[0].data), max_side=30, quality=95)
-    assert watch.add("the same, smaller", text, smaller) is None
-    assert watch.add(images[1].key, text.upper(), images[1].data) == images[0].key
-    assert watch.add(images[2].key, text + " More.", images[2].data) is None
-    assert watch.add(images[3].key, "two dogs", images[3].data) is None
 
 
 def test_command(lens):

@@ -44,6 +44,16 @@ def test_worst_case_covers_the_estimate_and_grows_with_what_was_seen():
     assert one.worst(1000, 500).tokens == 1260 + 500
 
 
+def test_flex_is_set_aside_as_standard_and_settled_as_it_was_served():
+    one = Budget(BudgetSettings(usd=1), load_profile("gpt-6-luna", base_url=None, folder=None), "flex")
+    million = {"input_tokens": 10**6, "output_tokens": 10**6}
+    assert one.cost(Usage(**million, tier="default")).usd == Decimal("0.60")
+    assert one.cost(Usage(**million, tier="flex")).usd == one.cost(Usage(**million)).usd == Decimal("0.30")
+    assert one.worst(10**6, 10**6).usd == Decimal("0.605")
+    # Batches name no tier of their own.
+    assert budget("batch").cost(Usage(**million, tier="default")).usd == 5
+
+
 def test_an_unknown_price_is_refused_where_dollars_are_bounded():
     with pytest.raises(UnknownPriceError, match="an unknown price"):
         budget("flex", usd=5)

@@ -6,6 +6,7 @@ import io
 import json
 import random
 import tarfile
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,6 +25,13 @@ from lens_core.pipeline.runner import run_pipeline
 from lens_core.storage.artifacts import OutputFolder
 
 COUNT = 30
+
+
+def leaves_files_open(test):
+    """A library does, which is no fault of the export."""
+    for kind in ("pytest.PytestUnraisableExceptionWarning", "ResourceWarning"):
+        test = pytest.mark.filterwarnings(f"ignore::{kind}")(test)
+    return test
 
 
 @pytest.fixture
@@ -118,13 +126,21 @@ def test_webdataset_groups_the_unchanged_bytes_with_text_and_json(world, export)
         assert told["text"] == told["captions"]["dense"]["text"] == sample["txt"].decode()
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # the library leaves files open
+@leaves_files_open
 def test_webdataset_library_reads_it(world, export):
-    webdataset = pytest.importorskip("webdataset")
-    _, data = export([world.captions("dense", ["a", "b", "c"])], format="webdataset")
-    samples = list(webdataset.WebDataset([str(file) for file in sorted(data.iterdir())], shardshuffle=False))
-    assert [sample["txt"] for sample in samples] == [b"a", b"b", b"c"]
-    assert [sample["__key__"] for sample in samples] == world.keys[:3]
+    import webdataset
+
+    texts = hostile_texts(world)
+    _, data = export([world.captions("dense", texts)], format="webdataset", without_caption="keep")
+    files = [str(file) for file in sorted(data.iterdir())]
+    samples = list(webdataset.WebDataset(files, shardshuffle=False).decode("pil"))
+    assert [sample["__key__"] for sample in samples] == world.keys
+    for number, sample in enumerate(samples):
+        (ending,) = sample.keys() & {"png", "jpg", "webp", "gif"}
+        assert sample.get("txt") == (texts[number] if isinstance(texts[number], str) else None)
+        assert sample["json"]["metadata"] == world.rows[number]["metadata"]
+        if ending != "gif":  # which the library leaves as bytes
+            assert sample[ending].size == (64, 48)
 
 
 def test_large_sets_are_cut_into_files_and_the_same_again_is_the_same(tmp_path, export):
@@ -206,27 +222,99 @@ def test_datasets_folder_is_arrow_with_its_description(world, export):
     assert [row["text"] for row in rows] == [text if isinstance(text, str) else None for text in texts]
 
 
-def test_datasets_library_opens_it(world, export):
+@pytest.fixture
+def offline(monkeypatch, tmp_path):
+    """Hugging Face's library without a network and without the user's cache."""
     datasets = pytest.importorskip("datasets")
-    _, data = export([world.captions("dense", hostile_texts(world))], format="datasets")
-    loaded = datasets.load_from_disk(str(data))
-    assert loaded["key"] == [world.keys[number] for number in KEPT]
-    assert loaded[0]["image"].size == (64, 48)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    return datasets
 
 
-def test_datasets_library_loads_the_imagefolder(world, export, tmp_path):
-    datasets = pytest.importorskip("datasets")
-    _, data = export([world.captions("dense", hostile_texts(world))], format="imagefolder")
-    loaded = datasets.load_dataset("imagefolder", data_dir=str(data), cache_dir=str(tmp_path / "c"), split="train")
-    assert sorted(loaded["text"]) == sorted(f"{HOSTILE[number % len(HOSTILE)]} {number}" for number in KEPT)
+def stored(loaded, datasets):
+    """The images of a loaded dataset as they are stored."""
+    raw = loaded.cast_column("image", datasets.Image(decode=False))
+    return [row["bytes"] or Path(row["path"]).read_bytes() for row in raw["image"]]
 
 
-def test_lance_dataset_reads_back(world, export):
+def test_datasets_library_opens_its_folder(world, export, offline):
+    texts = hostile_texts(world)
+    brief = world.captions("brief", [f"brief {number}" for number in range(COUNT)])
+    _, data = export([world.captions("dense", texts), brief], format="datasets")
+    loaded = offline.load_from_disk(str(data))
+    assert loaded["key"] == world.keys
+    assert loaded["text_dense"] == [text if isinstance(text, str) else None for text in texts]
+    assert loaded["text_brief"] == [f"brief {number}" for number in range(COUNT)]
+    assert stored(loaded, offline) == [row["data"] for row in world.rows]
+    assert {row["image"].size for row in loaded} == {(64, 48)}
+    assert [json.loads(row)["n"] for row in loaded["metadata"]] == list(range(COUNT))
+    assert loaded.features["image"] == offline.Image()
+    again = world.folder / "again"  # what it writes itself is what it has read
+    loaded.save_to_disk(str(again))
+    assert offline.load_from_disk(str(again))["text"] == loaded["text"]
+
+
+@leaves_files_open
+@pytest.mark.parametrize("metadata", ["jsonl", "parquet"])
+def test_datasets_library_loads_the_imagefolder(world, export, offline, metadata):
+    texts = hostile_texts(world)
+    _, data = export([world.captions("dense", texts)], format="imagefolder", metadata=metadata, without_caption="keep")
+    loaded = offline.load_dataset("imagefolder", data_dir=str(data), split="train")
+    by_key = {row: number for number, row in enumerate(loaded["key"])}
+    assert sorted(by_key) == sorted(world.keys)
+    order = [by_key[key] for key in world.keys]
+    assert [loaded["text"][number] for number in order] == [text if isinstance(text, str) else None for text in texts]
+    assert [loaded["name"][number] for number in order] == [row["name"] for row in world.rows]
+    data = stored(loaded, offline)
+    assert [data[number] for number in order] == [row["data"] for row in world.rows]
+    assert {row["image"].size for row in loaded} == {(64, 48)}
+
+
+def test_datasets_library_loads_the_parquet_files(world, export, offline):
+    texts = hostile_texts(world)
+    _, data = export([world.captions("dense", texts)], format="parquet", without_caption="keep")
+    loaded = offline.load_dataset("parquet", data_dir=str(data), split="train")
+    assert loaded["key"] == world.keys
+    assert loaded["text"] == [text if isinstance(text, str) else None for text in texts]
+    assert loaded["image"] == [row["data"] for row in world.rows]
+    seen = loaded.cast_column("image", offline.Image())
+    assert {row["image"].size for row in seen} == {(64, 48)}
+
+
+@leaves_files_open
+def test_datasets_library_loads_tars_of_one_format(tmp_path, export, offline):
+    world = World(tmp_path)
+    world.images([{"data": picture(number), "name": str(number)} for number in range(COUNT)], shard_bytes=20_000)
+    texts = [f"{HOSTILE[number % len(HOSTILE)]} {number}" for number in range(COUNT)]
+    _, data = export([world.captions("dense", texts)], format="webdataset")
+    files = {"train": str(data / "*.tar")}
+    rows = list(offline.load_dataset("webdataset", data_files=files, split="train", streaming=True))
+    assert [row["__key__"] for row in rows] == world.keys
+    assert [row["txt"] for row in rows] == texts
+    assert [row["json"]["captions"]["dense"]["text"] for row in rows] == texts
+    assert {row["png"].size for row in rows} == {(64, 48)}
+
+
+def test_lance_dataset_reads_back(tmp_path, export):
     lance = pytest.importorskip("lance")
-    _, data = export([world.captions("dense", ["a", "b", "c"])], format="lance")
-    table = lance.dataset(str(data.with_suffix(".lance"))).to_table()
-    assert table.column("text").to_pylist() == ["a", "b", "c"]
-    assert table.column("image").to_pylist() == [row["data"] for row in world.rows[:3]]
+    world = World(tmp_path)
+    noise = random.Random(0)
+    rows = [{"data": noise.randbytes(9 << 20), "name": f"{HOSTILE[number]} {number}"} for number in range(9)]
+    world.images(rows)
+    texts = [HOSTILE[number] for number in range(8)]
+    inputs = [world.captions("dense", texts), world.captions("brief", [None] * 8 + ["only here"])]
+    _, data = export(inputs, format="lance", shard_megabytes=1)
+    dataset = lance.dataset(str(data.with_suffix(".lance")))
+    assert dataset.count_rows() == 9
+    assert dataset.version == 3  # 4, 4 and 1 image
+    table = dataset.to_table()
+    assert table.column("image").to_pylist() == [row["data"] for row in rows]
+    assert table.column("name").to_pylist() == [row["name"] for row in rows]
+    assert table.column("text").to_pylist() == [*texts, "only here"]
+    assert table.column("text_dense").to_pylist() == [*texts, None]
+    taken = dataset.take([8, 2], columns=["key", "text_brief"]).to_pylist()
+    assert taken == [{"key": world.keys[8], "text_brief": "only here"}, {"key": world.keys[2], "text_brief": None}]
+    assert dataset.to_table(filter="text_brief IS NOT NULL", columns=["key"]).num_rows == 1
 
 
 def test_lance_without_its_library_says_how_to_get_it(world, export):

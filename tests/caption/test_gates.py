@@ -5,7 +5,11 @@ from __future__ import annotations
 import io
 import json
 import random
+import tempfile
 import time
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -17,7 +21,7 @@ from pydantic import ValidationError
 
 from lens_caption.captioners.openai.captioner import OpenAICaptioner
 from lens_caption.captioners.openai.config import OpenAIConfig
-from lens_caption.quality.check import check_rows
+from lens_caption.quality.check import Check
 from lens_caption.quality.config import (
     BoilerplateGate,
     GatesConfig,
@@ -37,10 +41,10 @@ from lens_caption.quality.gates import (
     loops,
     reasoning,
     refusal,
-    shared_sentences,
 )
 from lens_caption.quality.looks import look_of
-from lens_caption.quality.statistics import layer_statistics
+from lens_caption.quality.repeats import Repeats, digest_of
+from lens_caption.quality.statistics import LayerStatistics, mean_of, percentile_of
 from lens_caption.quality.text import normal, resemblance, script_shares, sentences, unquoted, words
 from lens_caption.testing.openai_server import OpenAIServer
 from lens_core.config.pipeline import load_pipeline
@@ -162,6 +166,15 @@ LANGUAGES = {
 
 def row(text, key="k", layer="dense", **fields):
     return CaptionRow(key=key, layer=layer, text=text, **fields)
+
+
+def check_rows(rows, gates, **options):
+    """All rows through the gates: the rows that come out, the findings, and the sentences that images share."""
+    with tempfile.TemporaryDirectory() as folder:
+        check = Check(lambda: iter(rows), gates, Path(folder), **options)
+        passed = list(check)
+    findings = [item for _, found in passed for item in found]
+    return SimpleNamespace(rows=[row for row, _ in passed], findings=findings, shared=check.shared)
 
 
 def png(pixels):
@@ -323,7 +336,7 @@ def test_words_and_what_two_texts_share():
     assert resemblance("a red cat", "a red dog") == pytest.approx(3 / 7)
 
 
-def test_shared_sentences_agree_with_counting_by_hand():
+def test_shared_sentences_agree_with_counting_by_hand(tmp_path):
     rng = random.Random(0)
     pool = [" ".join(rng.choices("abcdefghij", k=rng.randrange(4, 12))) + "." for _ in range(40)]
     texts = [" ".join(rng.choices(pool, k=3)) for _ in range(200)]
@@ -333,11 +346,36 @@ def test_shared_sentences_agree_with_counting_by_hand():
         members = [number for number, text in enumerate(texts) if sentence in sentences(text)]
         if len(sentence.split()) >= 8 and len(members) >= 12:
             expected[sentence] = members
-    found = shared_sentences(texts, gate)
-    assert found == expected
-    assert [len(members) for members in found.values()] == sorted(map(len, expected.values()), reverse=True)
-    assert shared_sentences([], gate) == {}
-    assert shared_sentences(["", "a cat."], gate) == {}
+    repeats = Repeats(tmp_path / "repeats.sqlite", GatesConfig(shared_sentence=gate))
+    for number, text in enumerate(texts):
+        repeats.add(f"{number:03d}", "dense", text)
+    assert repeats.shared_sentences() == {
+        ("dense", digest_of(normal(sentence))): len(members) for sentence, members in expected.items()
+    }
+    repeats.close()
+    rows = [row(text, key=f"{number:03d}") for number, text in enumerate(texts)]
+    skip = {name: {"action": "skip"} for name in (*CAPTION_GATES, "repeated_caption")}
+    checked = check_rows(rows, GatesConfig(shared_sentence=gate, **skip))
+    assert checked.shared["dense"] == {sentence: len(members) for sentence, members in expected.items()}
+    assert list(checked.shared["dense"].values()) == sorted(checked.shared["dense"].values(), reverse=True)
+    assert {item.key for item in checked.findings} == {
+        f"{member:03d}" for members in expected.values() for member in members
+    }
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(0, 700), min_size=1, max_size=60), st.sampled_from([5, 50, 95]))
+def test_percentiles_agree_with_numpy(values, percent):
+    assert percentile_of(Counter(values), percent) == pytest.approx(np.percentile(values, percent))
+    assert mean_of(Counter(values)) == pytest.approx(np.mean(values))
+
+
+def test_flags_that_were_there_stay():
+    checked = check_rows(
+        [row("The image shows a cat on a mat.", provenance={"flags": "canary"})],
+        GatesConfig(boilerplate=BoilerplateGate(action="flag")),
+    )
+    assert checked.rows[0].provenance["flags"] == "canary,boilerplate"
 
 
 def test_looks():
@@ -428,13 +466,13 @@ def test_statistics():
         row("", status="content-filter"),
         row("a b", layer="brief"),
     ]
-    found = layer_statistics(rows)
+    found = LayerStatistics(rows).to_json()
     dense = found["dense"]
     assert (dense["images"], dense["captions"], dense["refusal_rate"]) == (6, 4, pytest.approx(2 / 6, abs=1e-6))
     assert dense["histogram"] == {"0": 1, "10": 2, "600": 1}
     assert (dense["words"]["median"], dense["words"]["max"]) == (13.5, 700)
     assert found["brief"]["captions"] == 1
-    assert layer_statistics([row("", status="refusal")])["dense"]["words"] == {}
+    assert LayerStatistics([row("", status="refusal")]).to_json()["dense"]["words"] == {}
 
 
 PIPELINE = """\

@@ -5,30 +5,29 @@ from __future__ import annotations
 import io
 import json
 import random
+import tempfile
+from decimal import Decimal
+from pathlib import Path
 
 import pytest
 from PIL import Image
-from scipy import stats
 
 from caption.vision_server import VisionServer
 from lens_caption.prompts import load_recipe
 from lens_caption.quality.binding import canary_pairs
-from lens_caption.quality.chat import Answer, AskError, ChatJudge
 from lens_caption.quality.config import JudgeConfig
-from lens_caption.quality.judge import VerdictCache, decide, judge_captions
+from lens_caption.quality.judge import CaptionPool, decide
+from lens_caption.quality.judging import run_judge
 from lens_caption.quality.text import sentences
-from lens_caption.quality.wilson import clustered_interval, stratified_interval, wilson_interval
+from lens_caption.testing.openai_server import FakeServer
 from lens_core.config.pipeline import load_pipeline
 from lens_core.errors import LensError, Stopped
-from lens_core.images import decode, to_jpeg
 from lens_core.pipeline.progress import Progress
 from lens_core.pipeline.runner import run_pipeline
 from lens_core.storage.captions import read_captions
 
 RECIPE = load_recipe("check-1")
-STATEMENT = RECIPE.fill(statements=[{"number": 1, "statement": "The ground is grey."}])
-ANSWER = '{"verdicts": [{"number": 1, "verdict": "supported", "reason": ""}]}'
-PAIRS = [canary for pair in canary_pairs(6, seed=0, side=128) for canary in pair]
+PAIRS = [canary for pair in canary_pairs(6, seed=0, side=256) for canary in pair]
 
 
 def config(server=None, **options):
@@ -56,57 +55,32 @@ def layer(count, wrong, shards=1, seed=0):
     return captions, images.__getitem__
 
 
+class Desk:
+    """A stage's surroundings, as far as a judge needs them: state on disk, progress, and a wish to stop."""
+
+    def __init__(self, folder):
+        self.state_dir = Path(folder)
+        self.progress = Progress(stream=io.StringIO(), live=False)
+
+    def should_stop(self):
+        return self.progress.stop_asked
+
+    def judge(self, server, captions, image_of, **options):
+        settings = config(server, **options)
+        with tempfile.TemporaryDirectory() as folder:
+            pool = CaptionPool(Path(folder) / "pool.sqlite", settings.seed)
+            for key, (text, shard) in captions.items():
+                pool.add(key, text, shard)
+            try:
+                report, self.cost = run_judge(pool, image_of, settings, self)
+            finally:
+                pool.close()
+        return report
+
+
 def judge(server, captions, image_of, **options):
-    settings = config(server, **options)
-    cache = options.pop("cache", None)
-    return judge_captions(captions, image_of, ChatJudge(settings, RECIPE), RECIPE, settings, cache=cache)
-
-
-def test_wilson_agrees_with_scipy():
-    for successes, trials in ((0, 5), (3, 5), (7, 200), (200, 200)):
-        expected = stats.binomtest(successes, trials).proportion_ci(method="wilson")
-        assert wilson_interval(successes, trials) == pytest.approx((expected.low, expected.high), abs=1e-12)
-    assert wilson_interval(0, 0) == (0.0, 1.0)
-
-
-def test_single_sentences_make_the_plain_interval():
-    clusters = [(1, 1)] * 7 + [(0, 1)] * 93
-    # n / (n - 1), the one difference, makes the effect 100 / 99
-    assert clustered_interval(clusters) == pytest.approx(wilson_interval(7 * 0.99, 99), abs=1e-9)
-    assert clustered_interval([]) == (0.0, 1.0)
-    assert clustered_interval([(0, 4)]) == wilson_interval(0, 4)
-
-
-def test_whole_captions_that_are_wrong_count_as_one_each():
-    low, high = clustered_interval([(8, 8)] * 10 + [(0, 8)] * 90)
-    assert (low, high) == pytest.approx(wilson_interval(10 * 0.99, 99), abs=1e-9)
-    plain = wilson_interval(80, 800)
-    assert high - low > 2 * (plain[1] - plain[0])
-
-
-def test_the_interval_holds_what_it_promises_for_clusters():
-    rng = random.Random(0)
-    held = naive = 0
-    for _ in range(600):
-        clusters = []
-        for _ in range(80):
-            units, rate = rng.randrange(3, 12), 0.5 if rng.random() < 0.2 else 0.0
-            clusters.append((sum(rng.random() < rate for _ in range(units)), units))
-        low, high = clustered_interval(clusters)
-        held += low <= 0.1 <= high
-        low, high = wilson_interval(sum(a for a, _ in clusters), sum(b for _, b in clusters))
-        naive += low <= 0.1 <= high
-    assert held / 600 > 0.92
-    assert naive / 600 < 0.85
-
-
-def test_shards_count_by_their_size_in_the_whole():
-    share, low, high = stratified_interval([(900, [(0, 4)] * 50), (100, [(4, 4)] * 50)])
-    assert share == pytest.approx(0.1)
-    assert low < 0.1 < high
-    known, low, high = stratified_interval([(50, [(1, 4)] * 25 + [(0, 4)] * 25), (50, [(2, 4)] * 25 + [(0, 4)] * 25)])
-    assert known == pytest.approx(0.1875)
-    assert stratified_interval([(10, [])]) == (0.0, 0.0, 1.0)
+    with tempfile.TemporaryDirectory() as folder:
+        return Desk(folder).judge(server, captions, image_of, **options)
 
 
 def test_decisions():
@@ -221,44 +195,65 @@ def test_the_sample_follows_the_seed():
 
 def test_answers_are_not_bought_twice(tmp_path):
     captions, image_of = layer(20, wrong=())
-    file = tmp_path / "verdicts.jsonl"
+    desk = Desk(tmp_path)
     with VisionServer() as server:
-        settings = config(server, sample=20)
-        for expected, cut in ((20, 0), (0, 7), (1, 0)):
-            cache = VerdictCache(file)
-            report = judge_captions(captions, image_of, ChatJudge(settings, RECIPE), RECIPE, settings, cache=cache)
-            cache.close()
-            assert (report.calls, len(report.judgements)) == (expected, 20)
-            if cut:  # a kill in the middle of a line
-                file.write_bytes(file.read_bytes().rstrip(b"\n")[:-cut])
-        assert len(server.bodies) == 21
+        first = desk.judge(server, captions, image_of, sample=20)
+        again = desk.judge(server, captions, image_of, sample=20)
+        assert len(server.bodies) == first.calls == again.calls == 20
+        assert again == first
+        changed = {**captions, "00003": ("A red circle lies there. It is something else now.", "shard-0")}
+        desk.judge(server, changed, image_of, sample=20, controls=False)
+        desk.judge(server, captions, image_of, sample=20, controls=False)
+        assert len(server.bodies) == 20 + 20 + 1  # other questions than before, and one that differs among them
 
 
-def test_a_stop_leaves_what_is_judged():
+def test_a_stop_leaves_what_is_judged(tmp_path):
     captions, image_of = layer(100, wrong=())
+    desk = Desk(tmp_path)
+
+    class Stopping(VisionServer):
+        def answer(self, body):
+            desk.progress.stop_asked = len(self.bodies) >= 16
+            return super().answer(body)
+
+    with Stopping() as server:
+        with pytest.raises(Stopped, match=r"stopped after 1\d captions; the same command goes on from here"):
+            desk.judge(server, captions, image_of, sample=100, concurrency=2)
+        asked = len(server.bodies)
+        assert 16 <= asked <= 18
+    desk.progress.stop_asked = False
     with VisionServer() as server:
-        settings = config(server, sample=100, concurrency=2)
-        report = judge_captions(
-            captions,
-            image_of,
-            ChatJudge(settings, RECIPE),
-            RECIPE,
-            settings,
-            should_stop=lambda: len(server.bodies) >= 16,
-        )
-    assert len(report.judgements) == 16
+        assert len(desk.judge(server, captions, image_of, sample=100).judgements) == 100
+        assert len(server.bodies) == 100 - asked
+
+
+def test_the_budget_is_hard_and_the_run_goes_on_from_it(tmp_path):
+    captions, image_of = layer(60, wrong=())
+    desk = Desk(tmp_path)
+    with FakeServer() as server:
+        options = {"model": "gpt-4.1", "sample": 60, "concurrency": 4, "controls": False, "max_side": 96}
+        with pytest.raises(Stopped, match=r"the budget is used up after \d+ of 60 images: .* of budget.usd 0.05"):
+            desk.judge(server, captions, image_of, budget={"usd": "0.05"}, **options)
+        spent, asked = server.ledger.total_cost(), len(server.ledger)
+        assert 0 < spent <= Decimal("0.05")
+        assert 0 < asked < 60
+        desk.judge(server, captions, image_of, budget={"usd": "5"}, **options)
+        assert len(server.ledger) == 60  # nothing is bought twice
+        assert Decimal(desk.cost["usd"]) == server.ledger.total_cost()
 
 
 @pytest.mark.parametrize("fault", ["429", "500", "html"])
 def test_passing_faults_are_tried_again(fault):
+    captions, image_of = layer(1, wrong=())
     with VisionServer(script=[fault, fault]) as server:
-        answer = ChatJudge(config(server), RECIPE)(STATEMENT, to_jpeg_of(PAIRS[0]))
+        report = judge(server, captions, image_of, sample=2)
         assert len(server.bodies) == 3
-    assert answer == Answer(text=ANSWER, model="seer-1", input_tokens=100, output_tokens=10)
+    assert len(report.judgements) == report.calls == 1
+    assert (report.models, report.input_tokens, report.output_tokens) == ({"seer-1": 1}, 100, 10)
 
 
 @pytest.mark.parametrize(
-    ("fault", "requests"), [("429", 3), ("400", 1), ("refusal", 1), ("length", 1), ("redirect", 1)]
+    ("fault", "requests"), [("429", 3), ("400", 1), ("refusal", 1), ("length", 1), ("verdict-missing", 1)]
 )
 def test_lasting_faults_leave_a_caption_unjudged(fault, requests):
     captions, image_of = layer(2, wrong=())
@@ -269,12 +264,12 @@ def test_lasting_faults_leave_a_caption_unjudged(fault, requests):
     assert len(report.judgements) == 1
 
 
-@pytest.mark.parametrize("fault", ["401", "quota"])
+@pytest.mark.parametrize("fault", ["401", "quota", "redirect"])
 def test_what_refuses_everything_ends_it(fault, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "a-secret")
     captions, image_of = layer(2, wrong=())
     with VisionServer(script=[fault] * 9) as server:
-        with pytest.raises(LensError, match="refuses the judge 'seer'") as caught:
+        with pytest.raises(LensError, match="refuses the model 'seer'") as caught:
             judge(server, captions, image_of, sample=2, concurrency=1)
         assert set(server.keys) == {"Bearer a-secret"}
     assert "a-secret" not in str(caught.value)
@@ -299,19 +294,20 @@ def test_nobody_listening_and_bad_images():
     assert report.unjudged == {"it is not an image": 3}
 
 
-def test_openai_itself_needs_a_key_and_its_own_name_for_the_limit(monkeypatch):
+def test_openai_itself_needs_a_key_and_addresses_carry_none(monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    captions, image_of = layer(2, wrong=())
     with pytest.raises(LensError, match="export OPENAI_API_KEY="):
-        ChatJudge(JudgeConfig(model="m"), RECIPE)
-    monkeypatch.setenv("OPENAI_API_KEY", "k")
-    assert "max_completion_tokens" in ChatJudge(JudgeConfig(model="m"), RECIPE).request("a", b"b")
-    assert "max_tokens" in ChatJudge(config(), RECIPE).request("a", b"b")
+        judge(None, captions, image_of, base_url="https://api.openai.com/v1")
     with pytest.raises(ValueError, match="must not carry credentials"):
         JudgeConfig(model="m", base_url="http://me:secret@host/v1")
 
 
-def to_jpeg_of(canary):
-    return to_jpeg(decode(canary.item.data), max_side=128, quality=85)
+def test_no_price_no_bound_in_dollars(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "k")
+    captions, image_of = layer(2, wrong=())
+    with pytest.raises(LensError, match="no profile"):
+        judge(None, captions, image_of, model="m", base_url="https://api.openai.com/v1", budget={"usd": "1"})
 
 
 PIPELINE = """\
@@ -373,7 +369,7 @@ def test_stage_rejects_wrong_captions_of_bad_shards(stage):
 
 def test_stage_goes_on_without_paying_twice(stage):
     with VisionServer() as captioner, VisionServer(script=["ok"] * 5 + ["401"] * 9) as judge:
-        with pytest.raises(LensError, match="refuses the judge"):
+        with pytest.raises(LensError, match="refuses the model 'judge'"):
             stage(captioner, judge)
         asked = len(judge.bodies)
         judge.script.clear()
@@ -390,10 +386,6 @@ def test_stage_stops_when_asked(stage):
                 progress.stop_asked = True
                 return super().answer(body)
 
-        with Stopping() as stopping, pytest.raises(Stopped, match="stopped after 4 judgements"):
+        with Stopping() as stopping, pytest.raises(Stopped, match=r"stopped after \d captions"):
             stage(captioner, stopping, progress)
         assert not judge.bodies
-
-
-def test_ask_errors_are_no_lens_errors():
-    assert not issubclass(AskError, LensError)

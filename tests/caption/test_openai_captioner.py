@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import io
 
@@ -11,11 +12,12 @@ from PIL import Image
 
 from lens_caption.captioners.openai.captioner import OpenAICaptioner
 from lens_caption.captioners.openai.config import OpenAIConfig
+from lens_caption.captioners.openai.picture import sent_jpeg
 from lens_caption.engine.policy import retry_after
 from lens_caption.testing.openai_server import OpenAIServer, caption_of
 from lens_core.contracts import ImageItem
 from lens_core.errors import LensError
-from lens_core.images import decode, to_jpeg
+from lens_core.images import decode
 
 
 def item(colour, size=(96, 64)):
@@ -47,7 +49,7 @@ def captioner(api):
 
 
 def expected(image, max_side=768, quality=85):
-    return caption_of(decode(to_jpeg(decode(image.data), max_side=max_side, quality=quality)))
+    return caption_of(decode(sent_jpeg(image.data, max_side=max_side, quality=quality)))
 
 
 def test_each_image_gets_its_own_caption_in_order(captioner):
@@ -197,6 +199,28 @@ def test_nobody_listening_is_transport(captioner):
         made = captioner(server, max_attempts=2, max_wait_s=0.05)
     (outcome,) = made.caption(IMAGES[:1])
     assert outcome.status == "transport"
+
+
+def test_it_can_be_asked_where_an_event_loop_runs(captioner):
+    """As in a notebook, between calls from plain code; the connections are the same."""
+    with OpenAIServer() as server:
+        made = captioner(server)
+        plain = made.caption(IMAGES)
+
+        async def cell():
+            return made.caption(IMAGES)
+
+        told = [outcome.text for outcome in asyncio.run(cell())]
+        assert told == [outcome.text for outcome in made.caption(IMAGES)] == [outcome.text for outcome in plain]
+        assert len(server.ledger) == 3 * len(IMAGES)
+
+        async def last_cell():
+            made.close()
+            made.close()
+
+        asyncio.run(last_cell())
+        with pytest.raises(LensError, match="closed"):
+            made.caption(IMAGES)
 
 
 def test_auto_api():

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 import lens_caption.prompts
+from lens_caption.captioners.openai.config import OpenAIConfig
+from lens_caption.captioners.questions import QuestionCaptioner
 from lens_caption.prompts import RECIPES, AnswerError, PromptName, load_prompt, load_recipe
 from lens_caption.prompts.schema import check_answer, refuse_loose
-from lens_caption.quality.chat import ChatJudge
-from lens_caption.quality.config import JudgeConfig
 from lens_caption.testing.openai_server import OpenAIServer
+from lens_core.contracts import ImageItem
 from lens_core.errors import ConfigError
 from lens_core.images import to_jpeg
 
@@ -270,12 +271,13 @@ def test_a_server_that_is_strict_about_schemas_takes_them(name):
     inputs = {"statements": [{"number": 1, "statement": "A cat."}], "caption": "A cat."}
     pixels = np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8)
     with OpenAIServer() as server:
-        ask = ChatJudge(JudgeConfig(model="m", base_url=server.url, max_attempts=1), recipe)
-        answer = ask(
-            recipe.fill(**{name: inputs[name] for name in recipe.inputs}), to_jpeg(pixels, max_side=60, quality=90)
-        )
-    assert set(recipe.read(answer.text)) == {layer.name for layer in recipe.layers}
-    assert answer.input_tokens > 0
+        config = OpenAIConfig(model="m", base_url=server.url, max_attempts=1, max_output_tokens=1500)
+        captioner = QuestionCaptioner(config, recipe, lambda key: {name: inputs[name] for name in recipe.inputs})
+        (outcome,) = captioner.caption([ImageItem(key="k", data=to_jpeg(pixels, max_side=60, quality=90))])
+        captioner.close()
+    assert outcome.status == "ok", outcome
+    assert set(outcome.layers or {recipe.layers[0].name: ""}) == {layer.name for layer in recipe.layers}
+    assert outcome.provenance["input_tokens"] > 0
 
 
 HASHES = {

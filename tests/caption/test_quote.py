@@ -9,24 +9,28 @@ import random
 from collections import Counter
 from decimal import Decimal
 
+import fsspec
 import numpy as np
 import pytest
 from PIL import Image
 
 from lens_caption.captioners.openai.config import OpenAIConfig
+from lens_caption.captioners.openai.picture import sent_size
+from lens_caption.engine.request import PROFILE_LANES
 from lens_caption.profiles import RetiredModelError, UnknownPriceError, load_profile
 from lens_caption.profiles.calibrate import Observation
 from lens_caption.quote import quote_pipeline
 from lens_caption.quote.estimate import Pilot, estimate
-from lens_caption.quote.survey import Survey, sent_size
+from lens_caption.quote.survey import Survey
 from lens_caption.tables import money
-from lens_caption.testing.openai_server import FakeServer
+from lens_caption.testing.openai_server import BatchSettings, FakeServer
 from lens_core.config.pipeline import load_pipeline
 from lens_core.errors import ConfigError, LensError
 from lens_core.images import decode, to_jpeg
 from lens_core.pipeline.progress import Progress
 from lens_core.pipeline.runner import run_pipeline
 from lens_core.registry import load_registry
+from s3 import Between, in_bucket
 
 NOV = datetime.date(2026, 11, 25)
 PROFILE = """
@@ -83,6 +87,60 @@ def pipeline_of(tmp_path, registry, *, source="photos", captioner="", filters="[
     return load_pipeline(str(tmp_path / "p.yaml"), registry)
 
 
+def large_photos(folder, count, seed=0):
+    """JPEGs of noise, each of more than a hundred kilobytes; the last one is there twice."""
+    folder.mkdir(parents=True)
+    generator = np.random.default_rng(seed)
+    for index in range(count):
+        pixels = generator.integers(0, 255, (400, 500 + index, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{index:04d}.jpg", quality=90)
+    (folder / "again.jpg").write_bytes((folder / f"{count - 1:04d}.jpg").read_bytes())
+
+
+def test_of_large_files_only_the_beginning_is_fetched(tmp_path, registry, s3_server, monkeypatch):
+    large_photos(tmp_path / "photos", 12)
+    small = to_jpeg(np.zeros((40, 60, 3), np.uint8), max_side=60, quality=80)
+    (tmp_path / "photos" / "small.jpg").write_bytes(small)
+    (tmp_path / "photos" / "small-again.jpg").write_bytes(small)
+    (tmp_path / "photos" / "broken.jpg").write_bytes(bytes(150_000))
+    profile = Image.new("RGB", (64, 48))
+    profile.save(tmp_path / "photos" / "profile.jpg", icc_profile=bytes(300_000))
+    with Between(s3_server["AWS_ENDPOINT_URL"]) as between:
+        for url in in_bucket({**s3_server, **between.environment}, monkeypatch):
+            files = sorted((tmp_path / "photos").iterdir())
+            filesystem = fsspec.filesystem("s3")
+            for file in files:
+                filesystem.pipe_file(f"{url.removeprefix('s3://')}/{file.name}", file.read_bytes())
+            between.given.clear()
+            pipeline = pipeline_of(tmp_path, registry, source=url)
+            (quote,) = quote_pipeline(pipeline, registry, today=NOV)
+    assert quote.images == 12 + 1 + 1 + 1  # of large files the beginning does not tell that one is there twice
+    assert quote.dropped == {"duplicate": 1, "header": 1}
+    assert any("needs more than headers: duplicates" in line for line in quote.warnings)
+    fetched = Counter()
+    for method, path, size in between.given:
+        if method == "GET" and ".jpg" in path:
+            fetched[path.rsplit("/", 1)[-1].partition("?")[0]] += size
+    assert fetched.keys() == {file.name for file in files}
+    for file in files:
+        whole = file.stat().st_size
+        if file.name in {"broken.jpg", "profile.jpg"}:
+            assert fetched[file.name] == whole + (64 << 10)  # the beginning did not do
+        else:
+            assert fetched[file.name] == min(whole, 64 << 10)
+    here = pipeline_of(tmp_path, registry)
+    (same,) = quote_pipeline(here, registry, today=NOV)
+    assert (same.images, same.dropped, same.lanes) == (quote.images, quote.dropped, quote.lanes)
+
+
+def test_exact_duplicates_among_large_files_are_told_to_be_unchecked(tmp_path, registry):
+    large_photos(tmp_path / "photos", 3)
+    pipeline = pipeline_of(tmp_path, registry, filters="[exact-duplicates, {type: min-area, pixels: 1000}]")
+    (quote,) = quote_pipeline(pipeline, registry, today=NOV)
+    assert quote.images == 4
+    assert any("needs more than headers: exact-duplicates, duplicates" in line for line in quote.warnings)
+
+
 def quote_of(sizes, model="gpt-4.1", *, pilot=None, today=NOV, **options):
     limits = {name: options.pop(name) for name in ("rpm", "tpm") if name in options}
     return estimate(
@@ -122,21 +180,31 @@ def test_after_a_pilot_the_quote_is_the_ledger(tmp_path, registry, spread):
 
 
 @pytest.mark.parametrize(
-    ("model", "spread"), [("gpt-4.1", "cameras"), ("gpt-4.1-mini", "one"), ("gpt-6-luna", "anything")]
+    ("model", "spread", "lane"),
+    [
+        ("gpt-4.1", "cameras", "sync"),
+        ("gpt-4.1-mini", "one", "batch"),
+        ("gpt-6-luna", "anything", "flex"),
+        ("gpt-6-luna", "anything", "batch"),
+    ],
 )
-def test_built_in_profiles_against_the_price_list_of_the_server(tmp_path, registry, model, spread):
+def test_built_in_profiles_against_the_price_list_of_the_server(tmp_path, registry, model, spread, lane):
     photos(tmp_path / "photos", [(3 * width, 3 * height) for width, height in distribution(spread)])
-    with FakeServer(words=60) as server:
-        pipeline = pipeline_of(tmp_path, registry, base_url=server.url, model=model, max_side=1024)
+    with FakeServer(words=60, batches=BatchSettings(validate_s=0.05, process_s=0.2, finalize_s=0.05)) as server:
+        pipeline_of(tmp_path, registry, base_url=server.url, model=model, max_side=1024)
+        settings = [f"dense.engine.lane={lane}", "dense.engine.batch={poll_s: 0.05}"]
+        pipeline = load_pipeline(str(tmp_path / "p.yaml"), registry, settings)
         (quote,) = quote_pipeline(pipeline, registry, pilot=24, today=NOV)
         piloted = server.ledger.total_cost()
         before = server.ledger.input_tokens()
         run_pipeline(pipeline, registry, progress=Progress(stream=io.StringIO()))
         dollars = server.ledger.total_cost() - piloted
         billed = server.ledger.input_tokens() - before
+        tier = server.ledger[-1].tier
     assert quote.pilot.dollars == piloted
     assert quote.input_tokens.expected == pytest.approx(billed, rel=0.01)
-    assert float(quote.lanes["standard"].dollars) == pytest.approx(float(dollars), rel=0.05)
+    assert tier == {"sync": "default"}.get(lane, lane)
+    assert float(quote.lanes[PROFILE_LANES[lane]].dollars) == pytest.approx(float(dollars), rel=0.05)
     assert quote.calibration.off < 0.01
 
 
@@ -172,7 +240,7 @@ def test_without_a_pilot_nothing_is_sent_and_nothing_decoded(tmp_path, registry)
         assert server.requests == 0
     assert quote.images == 4
     assert quote.dropped == {"duplicate": 1, "header": 1}
-    assert any("needs pixels: decodable" in line for line in quote.warnings)
+    assert any("needs more than headers: decodable" in line for line in quote.warnings)
     assert quote.pilot is None
 
 
@@ -181,7 +249,7 @@ def test_filters_with_a_model_are_not_even_loaded(tmp_path, registry):
     filters = "[{type: nsfw, model: /no/such/model}, clarity, near-duplicates, {type: exact-duplicates, of: bytes}]"
     (quote,) = quote_pipeline(pipeline_of(tmp_path, registry, filters=filters), registry, today=NOV)
     assert quote.images == 3
-    (line,) = (line for line in quote.warnings if "pixels" in line)
+    (line,) = (line for line in quote.warnings if "more than headers" in line)
     assert "nsfw, clarity, near-duplicates;" in line
 
 

@@ -186,6 +186,20 @@ class TestOpenAI(CaptionerContract):
     config = {"model": "test-model", "base_url": "http://127.0.0.1:9/v1"}
 
 
+class TestTransformersVlm(CaptionerContract):
+    name = "transformers-vlm"
+    config = {"model": "a-folder", "max_new_tokens": 40, "device": "cpu"}
+
+    @pytest.fixture
+    def captioner(self, lens_registry, parsed, tmp_path):
+        from caption.vlm_models import ends_with_any_letter_of, llava
+
+        ends_with_any_letter_of(llava(tmp_path), 9)
+        captioner = lens_registry.build(self.kind, parsed.model_copy(update={"model": str(tmp_path)}))
+        yield captioner
+        captioner.close()
+
+
 class TestSceneExpander(RewriterContract):
     name = "scene-expander"
 
@@ -309,6 +323,19 @@ class TestCaption(StageContract):
 class TestCheckCaptions(StageContract):
     name = "check-captions"
     stages = (SCENES, DENSE, {"name": "checked", "type": "check-captions", "source": "dense"})
+
+
+class TestReviseCaptions(StageContract):
+    name = "revise-captions"
+
+    @pytest.fixture(autouse=True)
+    def _server(self):
+        from lens_caption.testing.openai_server import FakeServer
+
+        with FakeServer() as server:
+            who = {"model": "gpt-4.1", "base_url": server.url}
+            self.stages = (SCENES, DENSE, {"name": "v2", "type": self.name, "source": "dense", "captioner": who})
+            yield
 
 
 class TestCaptionReview(StageContract):

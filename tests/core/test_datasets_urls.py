@@ -13,6 +13,7 @@ import pytest
 
 from core.test_datasets_huggingface import ROWS, save
 from core.textures import encoded, texture
+from lens_core.errors import StorageError
 
 IMAGES = [encoded(texture(seed, 16)) for seed in range(7)]
 
@@ -52,3 +53,20 @@ def test_a_url_is_as_good_as_a_folder(lens_registry, tmp_path, type_, fill):
     assert [record.read() for record in here] == [record.read() for record in there]
     assert [record.read() for record in list(there)] == [record.read() for record in list(here)]
     assert there.fingerprint() == there.fingerprint()
+    for size in (0, 9, len(IMAGES[0]), 10**6):
+        for record in (*here, *list(there)):
+            head, whole = record.head(size)
+            assert record.read().startswith(head)
+            assert len(head) == min(size, len(record.read())) or record.read_head is None
+            assert not whole or head == record.read()
+
+
+def test_the_beginning_of_a_file_in_a_folder(lens_registry, tmp_path):
+    (tmp_path / "a.png").write_bytes(IMAGES[0])
+    config = lens_registry.parse("datasets", {"type": "image-folder", "url": str(tmp_path)})
+    (record,) = lens_registry.build("datasets", config, base=".")
+    assert record.head(10) == (IMAGES[0][:10], False)
+    assert record.head(10**6) == (IMAGES[0], True)
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(StorageError, match=r"a\.png"):
+        record.head(10)

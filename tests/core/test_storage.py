@@ -3,77 +3,12 @@
 from __future__ import annotations
 
 import json
-import socket
-import subprocess
-import sys
-import time
-import uuid
 
 import pytest
 
 from lens_core.errors import ArtifactError, MissingExtraError, StorageError
 from lens_core.storage import urls
 from lens_core.storage.artifacts import OutputFolder, load_artifact
-
-
-@pytest.fixture(scope="module")
-def s3_server():
-    """A moto server on a free port of this machine, and the environment that makes s3fs talk to it."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    endpoint = f"http://127.0.0.1:{port}"
-    environment = {
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_ENDPOINT_URL": endpoint,
-        "FSSPEC_S3_ENDPOINT_URL": endpoint,
-    }
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                break
-        time.sleep(0.1)
-    yield environment
-    process.terminate()
-    process.wait()
-
-
-@pytest.fixture(params=["folder", "s3"])
-def root(request, tmp_path, monkeypatch):
-    """An empty place to write to: a folder, then a bucket."""
-    if request.param == "folder":
-        yield str(tmp_path / "root")
-    else:
-        yield from in_bucket(request.getfixturevalue("s3_server"), monkeypatch)
-
-
-@pytest.fixture
-def bucket(s3_server, monkeypatch):
-    """An empty place in a bucket."""
-    yield from in_bucket(s3_server, monkeypatch)
-
-
-def in_bucket(environment, monkeypatch):
-    import s3fs
-    from fsspec.config import conf, set_conf_env
-
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    s3fs.S3FileSystem.clear_instance_cache()
-    set_conf_env(conf)
-    bucket = f"lens-{uuid.uuid4().hex[:8]}"
-    s3fs.S3FileSystem().mkdir(bucket)
-    yield f"s3://{bucket}/root"
-    s3fs.S3FileSystem.clear_instance_cache()
-    conf.pop("s3", None)
 
 
 def test_write_read_list_remove(root):

@@ -129,26 +129,62 @@ def scenes(run_stages, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def data(scenes):
+def data(scenes, lens_registry, tmp_path_factory):
     """The scenes and their dense captions, as the trainer takes them."""
-    from lens_train.data.captioned import load_captioned
+    return training_set(scenes["dense"], lens_registry, tmp_path_factory.mktemp("data"))
 
-    return load_captioned(scenes["dense"], layers=None, size=None, stride=8, seed=3, on_image=lambda done, total: None)
+
+@pytest.fixture(scope="session")
+def few(run_stages, lens_registry, tmp_path_factory):
+    """Eight scenes."""
+    images = {"name": "images", "type": "ingest", "source": {"type": "scenes", "count": 8}}
+    captions = {"name": "dense", "type": "caption", "source": "images", "captioner": {"type": "scene-graph"}}
+    artifacts = run_stages(tmp_path_factory.mktemp("few"), [images, captions])
+    return training_set(artifacts["dense"], lens_registry, tmp_path_factory.mktemp("few-data"))
+
+
+def training_set(captions, registry, folder, *, image_size=None, memory_bytes=1e9, layers=None):
+    """Open a set of captioned images, with the tokens of a small text encoder fitted to them."""
+    from lens_core.diffusion.text_encoders.small.encoder import SmallTextEncoder
+    from lens_train.data.training_set import captions_by_key, open_training_set, pictures_of
+    from lens_train.parallel.world import World
+
+    by_key = captions_by_key(captions, layers)
+    texts = [text for own in by_key.values() for text in own]
+    return open_training_set(
+        folder / "manifest",
+        pictures_of(captions, by_key, image_size=image_size, stride=8, seed=3),
+        by_key,
+        memory_bytes=memory_bytes,
+        tokenize=SmallTextEncoder.fit(registry.parse("text_encoders", "small"), texts, seed=3).tokenize,
+        on_image=lambda done, total: None,
+        world=World(device=torch.device("cpu")),
+    )
 
 
 @pytest.fixture
 def new_trainer(lens_registry, tmp_path, data):
     """A fresh trainer of a one-block model; a trainer with the same `state` goes on where that one stopped."""
+    from lens_core.config.prediction import PredictionConfig
     from lens_core.diffusion.text_encoders.small.encoder import SmallTextEncoder
+    from lens_train.checkpoint.store import CheckpointStore
+    from lens_train.data.text import Captions
     from lens_train.loop.budget import Budget
     from lens_train.loop.trainer import Trainer
     from lens_train.objective.config import ObjectiveConfig
     from lens_train.optim.config import OptimizerConfig
+    from lens_train.parallel.world import World
+    from lens_train.planning.build import make_plan
+    from lens_train.planning.config import BatchConfig
+    from lens_train.planning.costs import CostModel
+    from lens_train.planning.samples import SampleSource
+    from lens_train.watch.config import WatchConfig
 
-    def make(*, state="state", images=data, encoder_class=SmallTextEncoder, budget=None, **options):
-        registry = lens_registry
+    def make(*, state="state", images=data, encoder_class=SmallTextEncoder, budget=None, batch=None, **options):
+        registry, seed = lens_registry, options.get("seed", 3)
         autoencoder = registry.build("autoencoders", registry.parse("autoencoders", "pixels"))
-        texts = [text for own in images.captions for text in own]
+        manifest = images.manifest
+        texts = [manifest.caption_text(row) for row in range(len(manifest.captions))]
         encoder = encoder_class.fit(registry.parse("text_encoders", "small"), texts, seed=3)
         config = registry.parse("models", {"type": "lens", "preset": "nano", "num_layers": 1})
         transformer = registry.build(
@@ -157,25 +193,49 @@ def new_trainer(lens_registry, tmp_path, data):
         transformer.init_weights(3)
         folder = tmp_path / state
         folder.mkdir(exist_ok=True)
+        world = World(device=torch.device("cpu"))
+        batch = batch or BatchConfig(samples=4)
+        objective = options.pop("objective", ObjectiveConfig())
+
+        def flops(images, texts):
+            return transformer.training_flops(images, texts, text_gradient=True) + encoder.training_flops(texts)
+
         settings = {
-            "objective": ObjectiveConfig(),
             "optimizer": OptimizerConfig(),
-            "batch_size": 4,
             "ema_decay": 0.9,
-            "bf16": False,
+            "dtype": torch.float32,
             "seed": 3,
             "save_every_s": 1e9,
-            "log_every": 1,
+            "watch": WatchConfig(log_every=options.pop("log_every", 1)),
+            "workers": 0,
+            "max_bad_samples": 0,
             **options,
         }
         return Trainer(
             transformer=transformer,
-            text_encoder=encoder,
+            captions=Captions(encoder, cache_bytes=0),
             autoencoder=autoencoder,
-            data=images,
+            manifest=manifest,
+            plan=make_plan(
+                batch,
+                SampleSource(
+                    manifest=manifest,
+                    costs=CostModel.fit(lambda n, m: flops([n], [m])),
+                    stride=autoencoder.stride,
+                    seed=seed,
+                    caption_dropout=objective.caption_dropout,
+                ),
+            ),
+            source=images.source,
+            sides=[32],
+            flops=flops,
+            packs_per_step=batch.packs_per_step,
+            objective=objective,
+            prediction=objective.prediction or PredictionConfig(type="x"),
             budget=budget or Budget(steps=10),
-            device=torch.device("cpu"),
-            state_dir=folder,
+            world=world,
+            store=CheckpointStore(folder / "checkpoints", world),
+            folder=folder,
             **settings,
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import math
 
@@ -15,15 +16,13 @@ from lens_core.diffusion.counter_noise import noise
 from lens_core.diffusion.prediction import target_velocity, to_velocity
 from lens_core.diffusion.samplers.flow_euler.config import FlowEulerConfig
 from lens_core.diffusion.samplers.flow_euler.sampler import FlowEuler
-from lens_train.data.captioned import Sample
-from lens_train.objective.config import ObjectiveConfig
-from lens_train.objective.flow import quartile, resolution_mean, sample_losses, targets
+from lens_core.diffusion.samplers.time_grid import trained_mu
+from lens_train.loop.metrics import quartile
+from lens_train.objective.config import LogitNormalTimes, ModeTimes, ObjectiveConfig, UniformTimes
+from lens_train.objective.flow import sample_losses, targets
+from lens_train.objective.times import times_of
 
 SEED = 11
-
-
-def sample(key, *, epoch=0, number=0, caption="a red circle"):
-    return Sample(number=number, key=key, caption=caption, epoch=epoch)
 
 
 def clean_tokens(count, length=16, channels=12, seed=0):
@@ -31,10 +30,14 @@ def clean_tokens(count, length=16, channels=12, seed=0):
     return [torch.randn(length, channels, generator=generator) for _ in range(count)]
 
 
+def key(number):
+    return hashlib.sha256(str(number).encode()).hexdigest()
+
+
 def many(config, count, *, length=1, channels=1, epoch=0):
     """Targets of that many samples, each with clean tokens of its own."""
-    samples = [sample(f"{number:064x}", epoch=epoch) for number in range(count)]
-    return targets(config, clean_tokens(count, length, channels), samples, SEED)
+    turns = [(epoch, key(number)) for number in range(count)]
+    return targets(config, clean_tokens(count, length, channels), turns, SEED)
 
 
 def logits(goal):
@@ -44,12 +47,12 @@ def logits(goal):
 
 def test_targets_are_the_closed_form():
     tokens = [*clean_tokens(3), *clean_tokens(2, length=7, seed=1)]
-    samples = [sample(f"key-{number}", epoch=number % 2) for number in range(5)]
-    goal = targets(ObjectiveConfig(), tokens, samples, SEED)
+    turns = [(number % 2, key(number)) for number in range(5)]
+    goal = targets(ObjectiveConfig(), tokens, turns, SEED)
     lengths = [len(one) for one in tokens]
-    parts = zip(samples, tokens, goal.x_NC.split(lengths), goal.velocity_NC.split(lengths), strict=True)
-    for (one, clean, x, v), t in zip(parts, goal.timestep_G.double(), strict=True):
-        eps = noise(SEED, (one.epoch, one.key), clean.shape)
+    parts = zip(turns, tokens, goal.x_NC.split(lengths), goal.velocity_NC.split(lengths), strict=True)
+    for (turn, clean, x, v), t in zip(parts, goal.timestep_G.double(), strict=True):
+        eps = noise(SEED, turn, clean.shape)
         torch.testing.assert_close(v, eps - clean)
         torch.testing.assert_close(x.double(), (1 - t) * clean.double() + t * eps.double(), rtol=1e-5, atol=1e-6)
         assert 0 < t < 1
@@ -58,83 +61,91 @@ def test_targets_are_the_closed_form():
 
 def test_neighbours_and_position_change_nothing():
     tokens = clean_tokens(6)
-    samples = [sample(f"key-{number}") for number in range(6)]
-    config = ObjectiveConfig(caption_dropout=0.5)
-    together = targets(config, tokens, samples, SEED)
+    turns = [(number % 2, key(number)) for number in range(6)]
+    together = targets(ObjectiveConfig(), tokens, turns, SEED)
     for order in ([3], [5, 3], [3, 0, 1], [1, 4, 3, 2], [5, 4, 3, 2, 1, 0]):
-        other = targets(config, [tokens[i] for i in order], [samples[i] for i in order], SEED)
+        other = targets(ObjectiveConfig(), [tokens[i] for i in order], [turns[i] for i in order], SEED)
         place = order.index(3)
         assert torch.equal(other.x_NC.view(-1, 16, 12)[place], together.x_NC.view(-1, 16, 12)[3])
         assert torch.equal(other.velocity_NC.view(-1, 16, 12)[place], together.velocity_NC.view(-1, 16, 12)[3])
         assert torch.equal(other.timestep_G[place], together.timestep_G[3])
-        assert other.captions[place] == together.captions[3]
 
 
-def test_only_seed_epoch_and_key_matter():
+def test_seed_epoch_and_key_matter():
     (clean,) = clean_tokens(1)
-    config = ObjectiveConfig(caption_dropout=0)
 
-    def of(seed=SEED, **changes):
-        return targets(config, [clean], [sample(**{"key": "k", **changes})], seed)
+    def of(seed=SEED, epoch=0, number=1):
+        return targets(ObjectiveConfig(), [clean], [(epoch, key(number))], seed)
 
-    same = of(number=7, caption="something else")
-    assert torch.equal(same.x_NC, of().x_NC)
-    assert same.captions == ["something else"]
-    for other in (of(seed=SEED + 1), of(epoch=1), of(key="l")):
+    assert torch.equal(of().x_NC, of().x_NC)
+    for other in (of(seed=SEED + 1), of(epoch=1), of(number=2)):
         assert not torch.equal(other.velocity_NC, of().velocity_NC)
         assert not torch.equal(other.timestep_G, of().timestep_G)
 
 
-@pytest.mark.parametrize("share", [0.1, 0.5])
-def test_captions_are_dropped_as_often_as_asked(share):
-    goal = many(ObjectiveConfig(caption_dropout=share), 4000)
-    dropped = goal.captions.count("")
-    assert scipy.stats.binomtest(dropped, 4000, share).pvalue > 1e-4
-    assert set(goal.captions) == {"", "a red circle"}
-
-
-def test_no_dropout_drops_nothing():
-    assert many(ObjectiveConfig(caption_dropout=0), 500).captions == ["a red circle"] * 500
-
-
-def test_every_epoch_drops_others():
-    config = ObjectiveConfig(caption_dropout=0.5)
-    both = zip(many(config, 2000).captions, many(config, 2000, epoch=1).captions, strict=True)
-    agree = sum(first == second for first, second in both)
-    assert scipy.stats.binomtest(agree, 2000, 0.5).pvalue > 1e-4
-
-
 @pytest.mark.parametrize(
-    ("mean", "std", "length", "expected"),
-    [(0.0, 1.0, 1, 0.0), (0.7, 0.5, 1, 0.7), (-1.0, 2.0, 1, -1.0), ("resolution", 0.5, 1024, 1.06)],
+    ("times", "length", "mean"),
+    [
+        (LogitNormalTimes(), 1, 0.0),
+        (LogitNormalTimes(mean=0.7, std=0.5), 1, 0.7),
+        (LogitNormalTimes(mean=-1.0, std=2.0), 1, -1.0),
+        (LogitNormalTimes(std=0.5, shift="trained"), 1024, 1.06),
+        (LogitNormalTimes(mean=0.2, std=0.5, shift=0.5), 16, 0.7),
+    ],
 )
-def test_times_are_logit_normal(mean, std, length, expected):
-    goal = many(ObjectiveConfig(timestep_mean=mean, timestep_std=std), 1500, length=length)
-    assert scipy.stats.kstest(logits(goal), "norm", args=(expected, std)).pvalue > 1e-4
+def test_times_are_logit_normal(times, length, mean):
+    goal = many(ObjectiveConfig(times=times), 1500, length=length)
+    assert scipy.stats.kstest(logits(goal), "norm", args=(mean, times.std)).pvalue > 1e-4
 
 
-def test_each_sample_of_a_mixed_batch_has_the_mean_of_its_own_resolution():
+def test_times_are_uniform():
+    goal = many(ObjectiveConfig(times=UniformTimes()), 3000)
+    assert scipy.stats.kstest(goal.timestep_G.numpy(), "uniform").pvalue > 1e-4
+
+
+@pytest.mark.parametrize("scale", [-1.0, 0.0, 1.29, 1.75])
+def test_mode_times_have_the_density_of_their_formula(scale):
+    """Its quantile function is f(u) = 1 - u - s·(cos²(πu/2) - 1 + u); shares follow from the inverse of f."""
+    u = np.linspace(0, 1, 100_001)
+    f = 1 - u - scale * (np.cos(np.pi * u / 2) ** 2 - 1 + u)
+    assert (np.diff(f) <= 1e-12).all()  # so it has an inverse
+    times = many(ObjectiveConfig(times=ModeTimes(scale=scale)), 4000).timestep_G.numpy()
+    edges = np.linspace(0, 1, 11)
+    shares = np.diff(1 - np.interp(edges, f[::-1], u[::-1]))
+    counts, _ = np.histogram(times, edges)
+    assert scipy.stats.chisquare(counts, 4000 * shares).pvalue > 1e-4
+
+
+def test_each_sample_of_a_mixed_batch_leans_as_far_as_its_own_resolution():
     tokens = [torch.zeros(length, 1) for length in (256, 4096)]
-    both = targets(ObjectiveConfig(timestep_mean="resolution"), tokens, [sample("k"), sample("k")], SEED)
+    config = ObjectiveConfig(times=LogitNormalTimes(shift="trained"))
+    both = targets(config, tokens, [(0, key(1)), (0, key(1))], SEED)
     small, large = logits(both)
-    assert large - small == pytest.approx(0.3, abs=1e-4)  # the same lot, another mean
+    assert large - small == pytest.approx(0.3, abs=1e-4)  # the same lot, another lean
 
 
-def test_time_noise_and_dropout_are_independent():
-    goal = many(ObjectiveConfig(caption_dropout=0.5), 4000, length=1, channels=2)
-    clean = torch.cat(clean_tokens(4000, 1, 2))
-    eps = (goal.velocity_NC + clean).numpy()
-    dropped = np.array([caption == "" for caption in goal.captions])
+@pytest.mark.parametrize("shift", ["none", "trained", 1.5, -0.5])
+@pytest.mark.parametrize("tokens", [256, 1024, 4096])
+def test_even_lots_give_the_samplers_grid(shift, tokens):
+    """Training and sampling lean by one rule: what one calls a shift is what the other calls it."""
+    steps = 20
+    grid = FlowEuler(FlowEulerConfig(steps=steps, shift=shift)).times(tokens)[:-1]
+    lots = torch.linspace(1, 1 / steps, steps, dtype=torch.float64)
+    times = times_of(UniformTimes(shift=shift), lots, [tokens] * steps)
+    torch.testing.assert_close(times, grid, rtol=1e-6, atol=1e-7)
+
+
+def test_time_and_noise_are_independent():
+    goal = many(ObjectiveConfig(), 4000, length=1, channels=2)
+    eps = (goal.velocity_NC + torch.cat(clean_tokens(4000, 1, 2))).numpy()
     for first, second in ((logits(goal), eps[:, 0]), (logits(goal), eps[:, 1]), (eps[:, 0], eps[:, 1])):
         assert scipy.stats.pearsonr(first, second).pvalue > 1e-4
         assert scipy.stats.pearsonr(first**2, second**2).pvalue > 1e-4
-    assert scipy.stats.ks_2samp(logits(goal)[dropped], logits(goal)[~dropped]).pvalue > 1e-4
-    assert scipy.stats.ks_2samp(eps[dropped, 0], eps[~dropped, 0]).pvalue > 1e-4
 
 
 @pytest.mark.parametrize(("tokens", "mean"), [(256, 1.0), (1024, 1.06), (2304, 1.16), (4096, 1.3), (4232, 1.3106)])
-def test_resolution_mean_is_the_papers(tokens, mean):
-    assert resolution_mean(tokens) == pytest.approx(mean, abs=1e-4)
+def test_the_trained_lean_is_the_papers(tokens, mean):
+    assert trained_mu(tokens) == pytest.approx(mean, abs=1e-4)
 
 
 def test_sample_losses_are_means_per_sample():
@@ -163,8 +174,8 @@ def test_the_perfect_predictor_has_no_loss(kind):
     prediction = PredictionConfig(type=kind)
     tokens = clean_tokens(200)
     # Some times lie below the floor, where x is divided by the floor instead.
-    config = ObjectiveConfig(timestep_mean=-1.0)
-    goal = targets(config, tokens, [sample(str(number)) for number in range(200)], SEED)
+    config = ObjectiveConfig(times=LogitNormalTimes(mean=-1.0))
+    goal = targets(config, tokens, [(0, key(number)) for number in range(200)], SEED)
     assert goal.timestep_G.min() < prediction.t_floor
     output_NC = perfect_output(prediction, torch.cat(tokens), goal.velocity_NC)
     t_N1 = goal.timestep_G.repeat_interleave(16)[:, None]
@@ -175,7 +186,7 @@ def test_the_perfect_predictor_has_no_loss(kind):
 
 def test_an_error_in_x_is_the_same_error_in_the_velocity_divided_by_time():
     (clean,), (error,) = clean_tokens(1), clean_tokens(1, seed=5)
-    goal = targets(ObjectiveConfig(timestep_mean=0.5), [clean], [sample("k")], SEED)
+    goal = targets(ObjectiveConfig(times=LogitNormalTimes(mean=0.5)), [clean], [(0, key(1))], SEED)
     t = goal.timestep_G[:, None].expand(16, 1)
     velocity = to_velocity(PredictionConfig(type="x"), clean - error, goal.x_NC, t)
     torch.testing.assert_close(velocity - goal.velocity_NC, error / t, rtol=1e-4, atol=1e-5)
@@ -194,8 +205,8 @@ def test_near_time_zero_the_velocity_stays_bounded():
 def test_the_sampler_undoes_what_training_does(kind, shift):
     (clean,) = clean_tokens(1)
     prediction = PredictionConfig(type=kind)
-    eps = noise(SEED, (0, "k"), clean.shape)
-    goal = targets(ObjectiveConfig(), [clean], [sample("k")], SEED)
+    eps = noise(SEED, (0, key(1)), clean.shape)
+    goal = targets(ObjectiveConfig(), [clean], [(0, key(1))], SEED)
     sampler = FlowEuler(FlowEulerConfig(steps=20, shift=shift))
     times = sampler.times(len(clean))
     on_the_way = []

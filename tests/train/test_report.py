@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lens_core.intervals import wilson_interval
 from lens_core.storage.captions import CaptionRow, write_captions
 from lens_core.storage.shards import ImageRow, ShardWriter, image_key
-from lens_train.evaluation.wilson import wilson_interval
 from lens_train.report.charts import ARM_COLOURS
 from lens_train.report.summary import summarise
 

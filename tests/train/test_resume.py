@@ -16,9 +16,8 @@ import pytest
 import torch
 
 from lens_core.errors import Stopped
-from lens_train.loop.budget import Budget
-from lens_train.loop.state import save_state
-from lens_train.loop.trainer import METRICS, STATE, TENSORBOARD
+from lens_train.loop.metrics import METRICS
+from lens_train.watch.sinks import TENSORBOARD
 
 STEPS = 40
 PIPELINE = """\
@@ -32,12 +31,12 @@ stages:
     source: dense
     model: {{type: lens, preset: nano, num_layers: 1}}
     budget: {{steps: {steps}}}
-    batch_size: 4
+    batch: {{samples: 4}}
     threads: 1
-    save_every_s: 0.000001
-    log_every: 1
+    checkpoints: {{every_s: 0.000001}}
+    watch: {{log_every: 1}}
 """
-CLOCKS = {"seconds", "images_per_s", "tokens_per_s"}
+CLOCKS = {"seconds", "images_per_s", "tokens_per_s", "mfu", "hfu", "data_wait", "encoder_share", "memory_gb"}
 
 
 def start(folder):
@@ -132,8 +131,11 @@ def test_a_signal_saves_and_the_next_run_goes_on(undisturbed, tmp_path):
     assert not (tmp_path / "run" / "model" / "manifest.json").exists()
     # As a kill in the midst of the next save and of the next line would leave it.
     state = tmp_path / "run" / ".state" / "model"
-    whole = (state / STATE).read_bytes()
-    (state / STATE).with_suffix(".tmp").write_bytes(whole[: len(whole) // 2])
+    (latest,) = (state / "checkpoints").glob("step-*")
+    half = state / "checkpoints" / ".step-00009999.tmp"
+    half.mkdir()
+    whole = (latest / "rank-00000.safetensors").read_bytes()
+    (half / "rank-00000.safetensors").write_bytes(whole[: len(whole) // 2])
     with (state / METRICS).open("a") as file:
         file.write('{"step": 9999, "lo')
     said = finish(tmp_path)
@@ -159,9 +161,10 @@ def in_single_steps(new_trainer, progress, state, **options):
 
 
 def assert_same_run(first, second):
-    for a, b in zip([*first.parameters, *first.ema], [*second.parameters, *second.ema], strict=True):
+    tensors = [[*trainer.parameters, *trainer.ema.averages.values()] for trainer in (first, second)]
+    for a, b in zip(*tensors, strict=True):
         assert torch.equal(a, b)
-    assert curves(first.state_dir / METRICS) == curves(second.state_dir / METRICS)
+    assert curves(first.folder / METRICS) == curves(second.folder / METRICS)
 
 
 @pytest.mark.parametrize("log_every", [1, 4])
@@ -183,7 +186,7 @@ def test_adamw_alone_is_resumed_as_well(new_trainer, progress):
 
 def test_time_spent_before_counts(new_trainer, progress):
     stopped = in_single_steps(new_trainer, progress, "stopped")
-    lines = [json.loads(line) for line in (stopped.state_dir / METRICS).read_text().splitlines()]
+    lines = [json.loads(line) for line in (stopped.folder / METRICS).read_text().splitlines()]
     seconds = [line["seconds"] for line in lines]
     assert seconds == sorted(seconds)
     assert seconds[-1] > seconds[0]
@@ -205,33 +208,15 @@ def test_curves_on_tensorboard_have_every_step_once(new_trainer, progress):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     stopped = in_single_steps(new_trainer, progress, "stopped")
-    board = EventAccumulator(str(stopped.state_dir / TENSORBOARD)).Reload()
+    board = EventAccumulator(str(stopped.folder / TENSORBOARD)).Reload()
     assert [event.step for event in board.Scalars("loss")] == list(range(1, 11))
 
 
 def test_a_fresh_start_forgets_the_metrics_of_one_that_never_saved(new_trainer, progress):
     first = run_to_the_end(new_trainer, progress, "state")  # it saves nothing: the interval is long
     second = run_to_the_end(new_trainer, progress, "state")
-    assert not (first.state_dir / STATE).exists()
-    assert [line["step"] for line in curves(second.state_dir / METRICS)] == list(range(1, 11))
-
-
-def test_a_save_that_fails_leaves_the_old_state(new_trainer, progress):
-    trainer = new_trainer(budget=Budget(steps=2))
-    progress.stop_asked = True
-    with pytest.raises(Stopped):
-        trainer.run(progress)
-    old = (trainer.state_dir / STATE).read_bytes()
-    (trainer.state_dir / STATE).with_suffix(".tmp").mkdir()
-    with pytest.raises(Exception, match=r"(?i)directory"):
-        save_state(
-            trainer.state_dir / STATE,
-            modules=trainer.modules,
-            optimizers=trainer.optimizers.parts,
-            ema=trainer.ema,
-            counters={"step": 99},
-        )
-    assert (trainer.state_dir / STATE).read_bytes() == old
+    assert first.store.latest() is None
+    assert [line["step"] for line in curves(second.folder / METRICS)] == list(range(1, 11))
 
 
 def test_killed_between_the_model_and_its_manifest(scenes, lens_registry, tmp_path, progress):
@@ -248,9 +233,9 @@ def test_killed_between_the_model_and_its_manifest(scenes, lens_registry, tmp_pa
             "source": "dense",
             "model": {"type": "lens", "preset": "nano", "num_layers": 1},
             "budget": {"steps": 12},
-            "batch_size": 4,
-            "save_every_s": 1e-6,
-            "log_every": 6,
+            "batch": {"samples": 4},
+            "checkpoints": {"every_s": 1e-6},
+            "watch": {"log_every": 6},
         },
     )
     (tmp_path / "state").mkdir()

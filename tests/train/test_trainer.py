@@ -13,17 +13,18 @@ from lens_core.diffusion.prediction import to_velocity
 from lens_core.diffusion.ragged import RaggedBatch, offsets_of
 from lens_core.diffusion.text_encoders.small.encoder import SmallTextEncoder
 from lens_core.errors import LensError, Stopped
-from lens_train.data.captioned import CaptionedImages
 from lens_train.loop.budget import Budget
-from lens_train.loop.trainer import METRICS, TENSORBOARD
-from lens_train.objective.config import ObjectiveConfig
+from lens_train.loop.metrics import METRICS
+from lens_train.objective.config import LogitNormalTimes, ObjectiveConfig
 from lens_train.objective.flow import targets
 from lens_train.optim.build import learning_rate_factor
 from lens_train.optim.config import OptimizerConfig
+from lens_train.planning.config import BatchConfig
+from lens_train.watch.sinks import TENSORBOARD
 
 
 def metrics(trainer):
-    return [json.loads(line) for line in (trainer.state_dir / METRICS).read_text().splitlines()]
+    return [json.loads(line) for line in (trainer.folder / METRICS).read_text().splitlines()]
 
 
 def losses(trainer):
@@ -32,6 +33,10 @@ def losses(trainer):
 
 def weights(trainer):
     return [parameter.detach().clone() for parameter in trainer.parameters]
+
+
+def averages(trainer):
+    return list(trainer.ema.averages.values())
 
 
 def same(first, second):
@@ -45,19 +50,13 @@ def one_step(trainer, progress):
         trainer.run(progress)
 
 
-def first_eight(data):
-    return CaptionedImages(
-        pixels=data.pixels[:8], keys=data.keys[:8], captions=data.captions[:8], skipped=0, seed=data.seed
-    )
-
-
-def test_it_learns_eight_images_by_heart(new_trainer, data, progress):
+def test_it_learns_a_few_images_by_heart(new_trainer, few, progress):
     trainer = new_trainer(
-        images=first_eight(data),
-        batch_size=8,
+        images=few,
+        batch=BatchConfig(samples=8),
         budget=Budget(steps=60),
         optimizer=OptimizerConfig(warmup_steps=5),
-        objective=ObjectiveConfig(timestep_mean=1.0, timestep_std=0.7, caption_dropout=0),
+        objective=ObjectiveConfig(times=LogitNormalTimes(mean=1.0, std=0.7), caption_dropout=0),
     )
     trainer.run(progress)
     seen = losses(trainer)
@@ -68,13 +67,14 @@ def test_it_learns_eight_images_by_heart(new_trainer, data, progress):
 def test_the_first_loss_and_gradient_are_those_computed_by_hand(new_trainer, data, progress):
     trainer, twin = new_trainer(), new_trainer(state="twin")
     one_step(trainer, progress)
-    samples = twin.data.batch(0, 4)
-    pixels = torch.stack([torch.from_numpy(data.pixels[sample.number]) for sample in samples])
+    samples, manifest = twin.plan.pack(0).samples, data.manifest
+    pixels = torch.stack(data.source([sample.number for sample in samples]))
     tokens = list(twin.autoencoder.encode(pixels.permute(0, 3, 1, 2) / 127.5 - 1))
-    goal = targets(twin.objective, tokens, samples, twin.seed)
-    ids = twin.text_encoder.tokenize(goal.captions)
+    goal = targets(twin.objective, tokens, [(s.epoch, manifest.key(s.number)) for s in samples], twin.seed)
+    encoder = twin.captions.encoder
+    ids = encoder.tokenize(["" if s.caption is None else manifest.caption_text(s.caption) for s in samples])
     text_offsets = offsets_of([len(one) for one in ids])
-    text = twin.text_encoder(torch.tensor([token for one in ids for token in one]), text_offsets)
+    text = encoder(torch.tensor([token for one in ids for token in one]), text_offsets)
     output = twin.transformer.forward_ragged(
         RaggedBatch(
             image=goal.x_NC,
@@ -85,7 +85,7 @@ def test_the_first_loss_and_gradient_are_those_computed_by_hand(new_trainer, dat
             timestep=goal.timestep_G,
         )
     )
-    velocity = to_velocity(twin.objective.prediction, output, goal.x_NC, goal.timestep_G.repeat_interleave(16)[:, None])
+    velocity = to_velocity(twin.prediction, output, goal.x_NC, goal.timestep_G.repeat_interleave(16)[:, None])
     by_sample = (velocity - goal.velocity_NC).square().view(4, -1).mean(-1)
     by_sample.mean().backward()
     gradients = [p.grad for p in twin.parameters if p.grad is not None]
@@ -118,14 +118,17 @@ def test_a_long_gradient_is_scaled_down_to_the_clip(new_trainer, progress):
 def test_counters_are_sums_over_the_batches(new_trainer, progress):
     trainer = new_trainer(objective=ObjectiveConfig(caption_dropout=0.4), budget=Budget(steps=7))
     trainer.run(progress)
-    flops = text_tokens = 0
+    encoder, flops, text_tokens = trainer.captions.encoder, 0, 0
     for step in range(7):
-        samples = trainer.data.batch(step, 4)
-        captions = targets(trainer.objective, [torch.zeros(16, 1)] * 4, samples, trainer.seed).captions
-        lengths = [len(ids) for ids in trainer.text_encoder.tokenize(captions)]
+        samples = trainer.plan.pack(step).samples
+        texts = ["" if s.caption is None else trainer.manifest.caption_text(s.caption) for s in samples]
+        lengths = [len(ids) for ids in encoder.tokenize(texts)]
         text_tokens += sum(lengths)
         flops += trainer.transformer.training_flops([16] * 4, lengths, text_gradient=True)
-        flops += trainer.text_encoder.training_flops(lengths)
+        flops += encoder.training_flops(lengths)
+        assert trainer.plan.pack(step).flops == pytest.approx(
+            trainer.transformer.training_flops([16] * 4, lengths, text_gradient=True) + encoder.training_flops(lengths)
+        )
     counters = trainer.counters
     assert (counters.step, counters.images, counters.image_tokens) == (7, 28, 28 * 16)
     assert counters.text_tokens == text_tokens
@@ -164,7 +167,7 @@ def test_two_fresh_runs_are_bit_equal(new_trainer, progress):
     assert losses(first) == losses(second)
     assert [line["grad_norm"] for line in metrics(first)] == [line["grad_norm"] for line in metrics(second)]
     assert same(weights(first), weights(second))
-    assert same(first.ema, second.ema)
+    assert same(averages(first), averages(second))
 
 
 def test_another_seed_is_another_run(new_trainer, progress):
@@ -181,7 +184,7 @@ def test_the_average_follows_the_weights(new_trainer, progress):
         one_step(trainer, progress)
         decay = min(0.3, (1 + step) / (10 + step))  # it starts small, so as not to remember the initial weights
         average = [decay * old + (1 - decay) * now for old, now in zip(average, weights(trainer), strict=True)]
-    with trainer.averaged():
+    with trainer.ema.swapped():
         for parameter, expected in zip(trainer.parameters, average, strict=True):
             torch.testing.assert_close(parameter.detach(), expected, rtol=1e-4, atol=1e-6)
 
@@ -189,24 +192,24 @@ def test_the_average_follows_the_weights(new_trainer, progress):
 def test_averaged_weights_are_lent_and_given_back(new_trainer, progress):
     trainer = new_trainer(budget=Budget(steps=4), ema_decay=0.99)
     trainer.run(progress)
-    before, average = weights(trainer), [tensor.clone() for tensor in trainer.ema]
+    before, average = weights(trainer), [tensor.clone() for tensor in averages(trainer)]
     assert not same(before, average)
 
     def look_inside():
-        with trainer.averaged():
+        with trainer.ema.swapped():
             assert same(weights(trainer), average)
             raise RuntimeError("in the middle")
 
     with pytest.raises(RuntimeError, match="in the middle"):
         look_inside()
     assert same(weights(trainer), before)
-    assert same(trainer.ema, average)
+    assert same(averages(trainer), average)
 
 
 def test_without_averaging_the_model_is_the_last_one(new_trainer, progress):
     trainer = new_trainer(budget=Budget(steps=3), ema_decay=0.0)
     trainer.run(progress)
-    with trainer.averaged():
+    with trainer.ema.swapped():
         averaged = weights(trainer)
     assert same(averaged, weights(trainer))
 
@@ -225,18 +228,18 @@ def test_a_step_that_is_not_finite_moves_nothing_and_is_counted(new_trainer, pro
     trainer = new_trainer(encoder_class=Hiccup)
     for _ in range(2):
         one_step(trainer, progress)
-    before, average = weights(trainer), [tensor.clone() for tensor in trainer.ema]
+    before, average = weights(trainer), [tensor.clone() for tensor in averages(trainer)]
     one_step(trainer, progress)
     assert trainer.counters.skipped == 1
     assert trainer.counters.step == 3
     assert same(weights(trainer), before)
-    assert same(trainer.ema, average)
+    assert same(averages(trainer), average)
     one_step(trainer, progress)
     assert not same(weights(trainer), before)
     assert (trainer.counters.step, trainer.counters.skipped, trainer.counters.skipped_in_a_row) == (4, 1, 0)
     assert [line["skipped"] for line in metrics(trainer)] == [0, 0, 1, 1]
     assert [loss is None for loss in losses(trainer)] == [False, False, True, False]
-    assert all(torch.isfinite(tensor).all() for tensor in trainer.ema)
+    assert all(torch.isfinite(tensor).all() for tensor in averages(trainer))
 
 
 def test_a_budget_that_buys_no_step_is_told(new_trainer, progress):
@@ -263,7 +266,10 @@ def test_the_schedule_reaches_the_metrics(new_trainer, progress):
 
 
 def test_bfloat16_is_close_and_keeps_float32_weights(new_trainer, progress):
-    exact, rough = new_trainer(budget=Budget(steps=3)), new_trainer(state="bf16", bf16=True, budget=Budget(steps=3))
+    exact, rough = (
+        new_trainer(budget=Budget(steps=3)),
+        new_trainer(state="bf16", dtype=torch.bfloat16, budget=Budget(steps=3)),
+    )
     for trainer in (exact, rough):
         trainer.run(progress)
     assert {parameter.dtype for parameter in rough.parameters} == {torch.float32}
@@ -282,10 +288,10 @@ def test_tensorboard_shows_what_the_metrics_say(new_trainer, progress):
 
     trainer = new_trainer()
     trainer.run(progress)
-    board = EventAccumulator(str(trainer.state_dir / TENSORBOARD)).Reload()
+    board = EventAccumulator(str(trainer.folder / TENSORBOARD)).Reload()
     lines = metrics(trainer)
-    names = {name for line in lines for name in line if name.startswith("loss")}
-    names |= {"grad_norm", "lr", "images_per_s", "tokens_per_s"}
+    names = {name for line in lines for name in line} - {"step"}
+    assert {"loss", "grad_norm", "lr", "images_per_s", "tokens_per_s"} <= names
     assert set(board.Tags()["scalars"]) == names
     for name in names:
         shown = {event.step: event.value for event in board.Scalars(name)}

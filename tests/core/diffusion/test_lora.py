@@ -429,9 +429,9 @@ def test_what_cannot_be_saved(tmp_path):
         save_lora(model, tmp_path / "a.safetensors")
     with pytest.raises(ConfigError, match=r"written as a .safetensors file"):
         save_lora(model, tmp_path / "a.bin", "mine")
-    dora = peft.get_peft_model(tiny(), peft.LoraConfig(target_modules=["img_qkv"], use_dora=True))
+    biased = peft.get_peft_model(tiny(), peft.LoraConfig(target_modules=["img_qkv"], lora_bias=True))
     with pytest.raises(ConfigError, match="no plain one"):
-        save_lora(dora, tmp_path / "a.safetensors")
+        save_lora(biased, tmp_path / "a.safetensors")
     assert not list(tmp_path.iterdir())
 
 
@@ -473,9 +473,10 @@ def test_only_some_matched(tmp_path):
         (lambda k: k.update({f"{QKV}.lora_A.weight": torch.zeros(2, 32, dtype=torch.int8)}), "no quantised LoRA"),
         (lambda k: k.update({f"transformer.{QKV}.alpha": torch.tensor(1.0)}), f"are the same factor of '{QKV}'"),
         (lambda k: k.update({f"{BLOCK}.attn.norm_q.lora_A.weight": torch.zeros(2, 16)}), "nothing there is called"),
-        (lambda k: k.update({f"{QKV}.lora_magnitude_vector.weight": torch.zeros(96)}), "holds DoRA"),
-        (lambda k: k.update({f"{QKV}.dora_scale": torch.zeros(96)}), "holds DoRA"),
-        (lambda k: k.update({f"{QKV}.lokr_w1": torch.zeros(2, 2)}), "holds LoKr"),
+        (lambda k: k.update({f"{QKV}.lora_magnitude_vector.weight": torch.zeros(95)}), "has shape (95,), not (96,)"),
+        (lambda k: k.update({f"{QKV}.dora_scale": torch.zeros(1, 32)}), "has shape (1, 32), not (96,)"),
+        (lambda k: k.update({f"{QKV}.lokr_w1": torch.zeros(2, 2)}), "is no part of a LoKr"),
+        (lambda k: k.update({f"{QKV}.lokr_t2": torch.zeros(2, 2)}), "holds a convolution's LoKr"),
         (lambda k: k.update({f"{QKV}.hada_w1_a": torch.zeros(2, 2)}), "holds LoHa"),
         (lambda k: k.update({f"{QKV}.diff_b": torch.zeros(96)}), "holds whole differences of weights"),
         (lambda k: k.update({f"{QKV}.lora_B.bias": torch.zeros(96)}), "holds biases of its own"),
@@ -558,8 +559,9 @@ def test_files_that_are_none(tmp_path):
         (b"\xff\xfe\x00", "is not valid JSON"),
         (b"[" * 100_000, "is not valid JSON"),
         (b"[]", "is not a JSON object"),
-        ({"peft_type": "LOHA"}, "says 'LOHA', and only LORA is read"),
-        ({"use_dora": True}, "says 'use_dora'"),
+        ({"peft_type": "LOHA"}, "says 'LOHA', and only LORA and LOKR are read"),
+        ({"peft_type": "LOKR", "r": 0}, "'r' and 'rank_pattern' are no ranks"),
+        ({"use_dora": True}, "is a DoRA, but has no magnitude for"),
         ({"init_lora_weights": "pissa_niter_4"}, "'pissa_niter_4', which changed the model's own weights"),
         ({"lora_alpha": "8"}, "are no numbers"),
         ({"lora_alpha": True}, "are no numbers"),
@@ -567,7 +569,7 @@ def test_files_that_are_none(tmp_path):
         ({"alpha_pattern": {"img_qkv": None}}, "are no numbers"),
         ({"alpha_pattern": {"(a+)+b": 3}}, "the 'alpha_pattern' '(a+)+b' is no name of a module"),
     ],
-    ids=range(12),
+    ids=range(13),
 )
 @pytest.mark.parametrize("where", ["folder", "metadata"])
 def test_a_config_that_is_none(tmp_path, config, words, where):
@@ -581,7 +583,7 @@ def test_a_config_that_is_none(tmp_path, config, words, where):
         save_file(keys, tmp_path / "lora.safetensors", metadata)
     message = refused(tmp_path)
     assert words in message
-    assert ("adapter_config.json" in message) == (where == "folder")
+    assert ("adapter_config.json" in message) == (where == "folder" and "magnitude" not in message)
 
 
 @pytest.mark.parametrize("name", ["", "a.b", "a b", "-a", "a/b"])

@@ -56,6 +56,10 @@ def preview(
     files: Annotated[list[Path], typer.Argument(exists=True, dir_okay=False, help="Images to caption.")],
     captioner: CaptionerOption = "openai",
     set_: SetOption = None,
+    caption: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="Have this caption of the image corrected, as revise-captions does."),
+    ] = None,
 ) -> None:
     """Caption single images and print the texts."""
     from lens_core.contracts import ImageItem
@@ -63,7 +67,7 @@ def preview(
 
     registry = load_registry()
     config = _captioner(registry, captioner, set_)
-    built = registry.build("captioners", config)
+    built = registry.build("captioners", config) if caption is None else _reviser(config, caption)
     items = [ImageItem(key=hashlib.sha256(data).hexdigest(), data=data) for data in (f.read_bytes() for f in files)]
     try:
         for file, outcome in zip(files, built.caption(items), strict=True):
@@ -163,6 +167,21 @@ def models(
         typer.echo(json.dumps([item.model_dump(mode="json") for item in known], indent=2, ensure_ascii=False))
     else:
         print_profiles(known, datetime.datetime.now(datetime.UTC).date())
+
+
+def _reviser(config: Any, caption: str) -> Any:
+    """A captioner that corrects a caption; of what the recipe gives, the first layer is printed."""
+    from lens_caption.captioners.openai.config import OpenAIConfig
+    from lens_caption.captioners.questions import QuestionCaptioner
+    from lens_caption.stages.revise_captions.config import ReviserConfig
+    from lens_caption.stages.revise_captions.stage import reviser_recipe
+    from lens_core.errors import ConfigError
+
+    if not isinstance(config, OpenAIConfig):
+        raise ConfigError("only the captioner 'openai' corrects captions", file="--caption")
+    options = {name: getattr(config, name) for name in config.model_fields_set}
+    reviser = ReviserConfig(**options)
+    return QuestionCaptioner(reviser, reviser_recipe(reviser), lambda _: {"caption": caption})
 
 
 def _captioner(registry: Any, name: str, settings: list[str] | None) -> Any:

@@ -28,10 +28,13 @@ if TYPE_CHECKING:
 __all__ = [
     "IMAGE_COLUMNS",
     "CaptionSource",
+    "ImageLookup",
     "LayerStore",
     "StoredImages",
     "caption_batches",
+    "caption_rows",
     "index_batches",
+    "layer_names",
     "sources",
 ]
 
@@ -49,6 +52,7 @@ IMAGE_COLUMNS = (
     "source_url",
     "metadata",
 )
+_PLACE = ("key", "name", "shard", "offset", "size")
 CAPTION_COLUMNS = ("key", "layer", "text", "status", "detail", "words", "provenance")
 
 
@@ -119,6 +123,26 @@ def _batches(artifact: Artifact, file: str, columns: Sequence[str], rows: int) -
         stream.close()
 
 
+def caption_rows(artifact: Artifact, layers: Sequence[str] | None = None) -> Iterator[CaptionRow]:
+    """The rows of a caption table, one after the other; only those of `layers`, if any are named.
+
+    Raises:
+        ArtifactError: the table is missing or damaged.
+    """
+    for batch in caption_batches(artifact):
+        rows = zip(*(batch[name] for name in CAPTION_COLUMNS if name != "words"), strict=True)
+        for key, layer, text, status, detail, provenance in rows:
+            if layers is None or layer in layers:
+                yield CaptionRow(
+                    key=key, layer=layer, text=text, status=status, detail=detail, provenance=json.loads(provenance)
+                )
+
+
+def layer_names(artifact: Artifact) -> list[str]:
+    """The layers that a caption table has, in the order in which they are met; raises `ArtifactError`."""
+    return list(dict.fromkeys(layer for batch in caption_batches(artifact, ["layer"]) for layer in batch["layer"]))
+
+
 class StoredImages:
     """The images of an artefact, one after another or by key, without an index in memory; use it in a `with` block."""
 
@@ -131,6 +155,15 @@ class StoredImages:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def url(self) -> str:
+        """Where they lie."""
+        return self._artifact.url
+
+    def close(self) -> None:
+        """Close the shard that is open."""
         if self._stream is not None:
             self._stream.close()
             self._stream = None
@@ -151,7 +184,13 @@ class StoredImages:
         return found
 
     def read(self, row: Mapping[str, Any]) -> ImageRow:
-        """The image that a row of the index tells of.
+        """The image that a row of the index tells of; raises as `read_bytes` does."""
+        data = self.read_bytes(row)
+        facts = {name: row[name] for name in ("key", "name", "width", "height", "format", "licence", "source_url")}
+        return ImageRow(data=data, metadata=json.loads(row["metadata"]), **facts)
+
+    def read_bytes(self, row: Mapping[str, Any]) -> bytes:
+        """Its bytes alone.
 
         Raises:
             ArtifactError: its shard is gone or shorter than the index says.
@@ -168,8 +207,53 @@ class StoredImages:
             raise ArtifactError(str(error)) from error
         if len(data) != row["size"]:
             raise ArtifactError(f"{self._artifact.url_of(shard)} is truncated: image {row['name']!r} is not all there")
-        facts = {name: row[name] for name in ("key", "name", "width", "height", "format", "licence", "source_url")}
-        return ImageRow(data=data, metadata=json.loads(row["metadata"]), **facts)
+        return data
+
+
+class ImageLookup:
+    """Images by key, in any order: the index lies in a scratch database, and not in memory.
+
+    Args:
+        path: a file that does not exist yet, on a local disk.
+        images: the artefact.
+
+    Raises:
+        ArtifactError: the index is missing or damaged.
+    """
+
+    def __init__(self, path: Path, images: Artifact):
+        self._images = StoredImages(images)
+        # The engine reads images in threads, in one at a time.
+        self._database = sqlite3.connect(path, check_same_thread=False)
+        self._database.executescript(
+            "PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF;"
+            "CREATE TABLE images (key TEXT PRIMARY KEY, name TEXT, shard TEXT, offset INTEGER, size INTEGER)"
+        )
+        for batch in index_batches(images, _PLACE):
+            rows = zip(*(batch[name] for name in _PLACE), strict=True)
+            self._database.executemany("INSERT OR REPLACE INTO images VALUES (?, ?, ?, ?, ?)", rows)
+        self._database.commit()
+
+    def row(self, key: str) -> dict[str, Any] | None:
+        """Key, name and place of an image; None if there is no such image."""
+        found = self._database.execute("SELECT * FROM images WHERE key = ?", (key,)).fetchone()
+        return None if found is None else dict(zip(_PLACE, found, strict=True))
+
+    def data(self, key: str) -> bytes:
+        """The bytes of an image.
+
+        Raises:
+            ArtifactError: there is none of that key, or its shard is damaged.
+        """
+        row = self.row(key)
+        if row is None:
+            raise ArtifactError(f"there is a caption for the image {key}, which is not in {self._images.url}")
+        return self._images.read_bytes(row)
+
+    def close(self) -> None:
+        """Close what is open."""
+        self._images.close()
+        self._database.close()
 
 
 _TABLE = """

@@ -15,7 +15,7 @@ __all__ = ["lens_captioners", "lens_commands", "lens_stages"]
 
 @hookimpl
 def lens_captioners() -> Iterator[CaptionerSpec]:
-    """Captioners by rule and by API."""
+    """Captioners by rule, by API, and by a model on this machine."""
     yield CaptionerSpec(
         name="scene-graph",
         summary="Words an exact scene graph, as alt-text, briefly or densely; for the procedural scenes.",
@@ -29,6 +29,13 @@ def lens_captioners() -> Iterator[CaptionerSpec]:
         target="lens_caption.captioners.openai.captioner:OpenAICaptioner",
         extra="lens-caption[openai]",
     )
+    yield CaptionerSpec(
+        name="transformers-vlm",
+        summary="A Hugging Face vision-language model in a folder on this machine.",
+        config="lens_caption.captioners.transformers_vlm.config:TransformersVlmConfig",
+        target="lens_caption.captioners.transformers_vlm.captioner:TransformersVlmCaptioner",
+        extra="lens-caption[transformers]",
+    )
 
 
 @hookimpl
@@ -39,6 +46,7 @@ def lens_stages() -> Iterator[StageSpec]:
         summary="Caption every image of a set, as a layer beside the pixels.",
         config="lens_caption.stages.caption.config:CaptionStageConfig",
         target="lens_caption.stages.caption.stage:run",
+        assist="lens_caption.scale.worker:work",
         takes=("images",),
         makes="captions",
     )
@@ -47,6 +55,14 @@ def lens_stages() -> Iterator[StageSpec]:
         summary="Put captions through gates, and have a sample judged; what fails is rejected, in a layer of its own.",
         config="lens_caption.stages.check_captions.config:CheckCaptionsConfig",
         target="lens_caption.stages.check_captions.stage:run",
+        takes=("captions",),
+        makes="captions",
+    )
+    yield StageSpec(
+        name="revise-captions",
+        summary="Have captions compared with their images and corrected by a model, as a layer of their own.",
+        config="lens_caption.stages.revise_captions.config:ReviseCaptionsConfig",
+        target="lens_caption.stages.revise_captions.stage:run",
         takes=("captions",),
         makes="captions",
     )

@@ -134,11 +134,15 @@ class StageSpec(ComponentSpec):
         makes: the artefact type that the stage leaves behind.
         fingerprint: dotted path of `fingerprint(config, *, registry, base, seed) -> str` for a stage that reads from
             outside the run: a text that changes when what it would read has changed.
+        assist: dotted path of `assist(config, context) -> None`, for a stage whose work machines can share
+            (`StageConfig.lease_s`): it does a share of the work that another machine's `run` brings to an end, and
+            returns when nothing is left, or when the stage is done. It writes no artefact.
     """
 
     takes: tuple[str, ...] = ()
     makes: str
     fingerprint: str | None = None
+    assist: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

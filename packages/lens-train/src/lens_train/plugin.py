@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lens_core.hookspecs import hookimpl
-from lens_core.specs import EvaluatorSpec, StageSpec
+from lens_core.specs import CommandSpec, EvaluatorSpec, StageSpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["lens_evaluators", "lens_stages"]
+__all__ = ["lens_commands", "lens_evaluators", "lens_stages"]
 
 
 @hookimpl
@@ -26,14 +26,22 @@ def lens_evaluators() -> Iterator[EvaluatorSpec]:
 
 @hookimpl
 def lens_stages() -> Iterator[StageSpec]:
-    """Train, sample, evaluate, report."""
+    """Encode, train, sample, evaluate, report."""
     yield StageSpec(
         name="train",
         summary="Train a text-to-image model on captioned images.",
         config="lens_train.stages.train.config:TrainStageConfig",
         target="lens_train.stages.train.stage:run",
-        takes=("captions",),
+        takes=("captions", "model", "latents"),
         makes="model",
+    )
+    yield StageSpec(
+        name="encode",
+        summary="Run images through an autoencoder once, so that training need not.",
+        config="lens_train.stages.encode.config:EncodeStageConfig",
+        target="lens_train.stages.encode.stage:run",
+        takes=("images",),
+        makes="latents",
     )
     yield StageSpec(
         name="sample",
@@ -58,4 +66,19 @@ def lens_stages() -> Iterator[StageSpec]:
         target="lens_train.stages.report.stage:run",
         takes=("model", "samples", "scores"),
         makes="report",
+    )
+
+
+@hookimpl
+def lens_commands() -> Iterator[CommandSpec]:
+    """`lens train …` and `lens plan`."""
+    yield CommandSpec(
+        name="train",
+        summary="Ask training runs about themselves; `lens run` is what trains.",
+        target="lens_train.cli:app",
+    )
+    yield CommandSpec(
+        name="plan",
+        summary="Say what a recipe's training takes: memory, FLOPs, time on 1 to 512 GPUs.",
+        target="lens_train.estimate.cli:app",
     )

@@ -13,11 +13,15 @@ if TYPE_CHECKING:
     from lens_caption.engine.settings import BudgetSettings
     from lens_caption.profiles import Profile
     from lens_caption.profiles.schema import Lane
+    from lens_caption.scale.allowance import Allowance
 
 __all__ = ["NOTHING", "Amount", "Budget", "BudgetExhausted"]
 
 _MARGIN = Decimal("1.05")
 """On estimated input tokens: text is estimated by its length."""
+
+_DEAREST = "default"
+"""What answers call the tier whose price is the standard one."""
 
 
 class BudgetExhausted(Exception):
@@ -52,12 +56,20 @@ class Budget:
         profile: prices; None if nothing is known of the model.
         lane: as the profiles call it.
         spent: by earlier runs, unknown outcomes included.
+        allowance: where one budget is for several workers, what this one may take of it.
 
     Raises:
         UnknownPriceError: there is a bound in dollars, and the lane has no known price.
     """
 
-    def __init__(self, settings: BudgetSettings | None, profile: Profile | None, lane: Lane, spent: Amount = NOTHING):
+    def __init__(
+        self,
+        settings: BudgetSettings | None,
+        profile: Profile | None,
+        lane: Lane,
+        spent: Amount = NOTHING,
+        allowance: Allowance | None = None,
+    ):
         self._settings = settings
         self._profile = profile if profile is not None and lane in profile.prices else None
         self._lane = lane
@@ -68,6 +80,9 @@ class Budget:
         self._in_flight = 0
         self._over = Decimal(1)
         self._changed = asyncio.Event()
+        self._allowance = allowance
+        self._dry = False
+        self._drawing = asyncio.Lock()
 
     def worst(self, input_tokens: int, max_output_tokens: int) -> Amount:
         """What a request costs at most.
@@ -75,11 +90,13 @@ class Budget:
         The estimate of its input grows with the worst that was seen so far.
         """
         tokens = int((input_tokens * _MARGIN * self._over).to_integral_value(ROUND_CEILING))
-        return self.cost(Usage(input_tokens=tokens, output_tokens=max_output_tokens))
+        return self.cost(Usage(input_tokens=tokens, output_tokens=max_output_tokens, tier=_DEAREST))
 
     def cost(self, usage: Usage) -> Amount:
-        """What an answer cost."""
-        usd = self._profile.cost(usage, self._lane) if self._profile else None
+        """What an answer cost; what was asked for as flex may have been served, and billed, as standard."""
+        downgraded = self._lane == "flex" and usage.tier == _DEAREST
+        lane: Lane = "standard" if downgraded and self._profile and "standard" in self._profile.prices else self._lane
+        usd = self._profile.cost(usage, lane) if self._profile else None
         return Amount(usd, usage.input_tokens + usage.output_tokens, 1)
 
     def learn(self, estimated_input: int, billed_input: int) -> None:
@@ -103,6 +120,8 @@ class Budget:
             BudgetExhausted: it does not, and nothing is in flight that could leave something over.
         """
         while (obstacle := self._obstacle(amount)) is not None:
+            if await self._draw(amount):
+                continue
             if self._in_flight == 0:
                 raise BudgetExhausted(obstacle)
             self._changed.clear()
@@ -115,6 +134,14 @@ class Budget:
         self.spent += cost
         self._in_flight -= requests
         self._changed.set()
+
+    async def _draw(self, amount: Amount) -> bool:
+        """Take more from a budget that is common to several workers, until it is used up."""
+        if self._allowance is None or self._dry:
+            return False
+        async with self._drawing:
+            self._dry = not self.fits(amount) and not await asyncio.to_thread(self._allowance.draw, amount)
+            return not self._dry
 
     def obstacle(self, amount: Amount) -> str:
         """Why it does not fit; "" if it does."""
@@ -129,6 +156,8 @@ class Budget:
             ("tokens", self._settings.tokens, total.tokens, self.spent.tokens, amount.tokens),
             ("images", self._settings.images, total.images, self.spent.images, amount.images),
         ):
+            if bound is not None and self._allowance is not None:
+                bound = getattr(self._allowance.granted, name)
             if bound is not None and (value is None or value > bound):
                 spent_text, next_text = _shown(spent), _shown(next_one)
                 return f"{spent_text} of budget.{name} {bound} are spent, and the next request may take {next_text}"

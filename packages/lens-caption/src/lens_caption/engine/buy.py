@@ -8,12 +8,13 @@ import datetime
 from typing import TYPE_CHECKING
 
 from lens_caption.engine.book import Book
-from lens_caption.engine.budget import Budget
+from lens_caption.engine.budget import NOTHING, Budget
 from lens_caption.engine.client import Client
 from lens_caption.engine.lanes.batch import BatchLane
+from lens_caption.engine.lanes.files import FilesLane
 from lens_caption.engine.lanes.sync import Sender, run_sync
 from lens_caption.engine.limiter import Limiter
-from lens_caption.engine.prepare import Preparer, workers_for
+from lens_caption.engine.prepare import Preparer
 from lens_caption.engine.request import PROFILE_LANES
 from lens_core.errors import ConfigError, LensError, Stopped
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from lens_caption.engine.request import RequestCaptioner
     from lens_caption.engine.settings import EngineSettings
     from lens_caption.profiles import Profile
+    from lens_caption.scale.allowance import Allowance
     from lens_core.contracts import ImageItem
     from lens_core.pipeline.context import StageContext
 
@@ -38,6 +40,7 @@ async def buy(
     context: StageContext,
     settings: EngineSettings,
     known: dict[str, str],
+    allowance: Allowance | None = None,
 ) -> None:
     """Caption through the lanes; see `caption_all`, which raises what this does."""
     endpoint = captioner.endpoint
@@ -45,7 +48,8 @@ async def buy(
     lost = journal.lose_unfinished()
     if lost:
         context.progress.note(f"{lost} requests were in flight when the last run was cut off; they count as spent")
-    budget = Budget(settings.budget, profile, PROFILE_LANES[settings.lane], journal.spent())
+    spent = journal.spent() + (allowance.elsewhere if allowance else NOTHING)
+    budget = Budget(settings.budget, profile, PROFILE_LANES[settings.lane], spent, allowance)
     waiting, count = journal.waiting()
     budget.reserve(waiting, requests=count)
     book = Book(journal, budget, context)
@@ -63,16 +67,23 @@ async def buy(
     limiter = Limiter(
         settings.rpm or (profile.limits.rpm if profile else None),
         settings.tpm or (profile.limits.tpm if profile else None),
+        sharers=allowance.workers if allowance else lambda: 1,
     )
-    workers = workers_for(settings.workers, len(keys) - len(known))
     async with Client(endpoint) as client:
         batches = BatchLane(captioner, client, book, settings.batch, profile, context.state_dir)
+        files = FilesLane(captioner, book, settings.batch, profile, context.state_dir)
         showing = asyncio.create_task(book.keep_showing())
         try:
             await batches.reattach()
-            with Preparer(captioner.preparer(settings.lane), workers) as preparer:
+            old -= files.collect()
+            if settings.lane != "files":
+                files.withdraw()
+            with Preparer(captioner.preparer(settings.lane), settings.workers) as preparer:
                 if settings.lane == "batch":
                     await batches.run(undecided(), fetch, preparer)
+                elif settings.lane == "files":
+                    await batches.drain()
+                    await files.write(undecided(), fetch, preparer)
                 else:
                     await batches.collect()
                     todo = undecided()
@@ -90,6 +101,8 @@ async def buy(
     done = book.decided.total()
     if book.refused is not None:
         raise LensError(f"{endpoint.refusal(book.refused)}; {done} outcomes are kept")
+    if (reminder := files.reminder()) is not None:
+        raise Stopped(f"{done} of {total} images are captioned; {reminder}")
     if book.exhausted is not None:
         raise Stopped(
             f"the budget is used up after {done} of {total} images: {book.exhausted}; raise it, and the same command "

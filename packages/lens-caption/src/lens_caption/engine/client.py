@@ -105,7 +105,7 @@ class Client:
         """Write what a path holds to a file, as it comes; if it is refused, the file is left alone."""
         session = self._open()
         try:
-            async with session.get(self._endpoint.url + path, **self._options(), timeout=_LONG) as response:
+            async with session.get(self._endpoint.address(path), **self._options(), timeout=_LONG) as response:
                 if response.status != 200:
                     return await _reply(response)
                 with file.open("wb") as stream:
@@ -119,7 +119,7 @@ class Client:
         self, method: str, path: str, *, query: Mapping[str, str | int] | None = None, **options: Any
     ) -> Reply:
         session = self._open()
-        url = self._endpoint.url + path
+        url = self._endpoint.address(path)
         try:
             async with session.request(method, url, **self._options(query), **options) as response:
                 return await _reply(response)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["AttemptRow", "BatchRow", "Journal", "Settlement"]
 
-BatchState = Literal["intended", "submitted", "collected", "abandoned"]
+BatchState = Literal["intended", "submitted", "written", "collected", "abandoned"]
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS outcomes (
@@ -58,7 +58,10 @@ class Settlement:
 
 @dataclass(frozen=True, kw_only=True)
 class BatchRow:
-    """A batch as journalled; `id` and `file` are the server's, empty until known."""
+    """A batch as journalled; `id` and `file` are the server's, empty until known.
+
+    One that is `written` is a request file on this machine: `file` is its name.
+    """
 
     intent: str
     state: BatchState
@@ -133,6 +136,11 @@ class Journal:
         """What is set aside for requests that wait in batches, and how many those are."""
         return self._sum("state = 'sent' AND batch IS NOT NULL")
 
+    def waiting_tokens(self) -> int:
+        """About how many input tokens wait in batches."""
+        query = "SELECT SUM(input_tokens) FROM attempts WHERE state = 'sent' AND batch IS NOT NULL"
+        return int(self._database.execute(query).fetchone()[0] or 0)
+
     def under_way(self) -> dict[str, str]:
         """The images that wait in batches, and their batch's intent."""
         return dict(
@@ -141,15 +149,17 @@ class Journal:
 
     # Batches
 
-    def intend(self, intent: str, requests: Iterable[tuple[str, str, int, Amount]]) -> None:
-        """Write down a batch before the server hears of it.
+    def intend(self, intent: str, requests: Iterable[tuple[str, str, int, Amount]], *, file: str = "") -> None:
+        """Write down a batch before the server hears of it, or a request file before it has its name.
 
         Args:
             intent: the batch's id, ours.
             requests: of each its image key, hash, estimated input tokens, and what is set aside for it.
+            file: name of the request file; "" for a batch.
         """
+        state: BatchState = "written" if file else "intended"
         with self._durably(), self._transaction():
-            self._database.execute("INSERT INTO batches VALUES (?, 'intended', '', '', ?)", (intent, time.time()))
+            self._database.execute("INSERT INTO batches VALUES (?, ?, '', ?, ?)", (intent, state, file, time.time()))
             self._database.executemany(
                 _INSERT_ATTEMPT, ((key, hash_, intent, size, *_columns(cost)) for key, hash_, size, cost in requests)
             )
@@ -175,12 +185,18 @@ class Journal:
             self._database.execute("UPDATE batches SET state = 'abandoned' WHERE intent = ?", (intent,))
 
     def open_batches(self) -> list[BatchRow]:
-        """Those that are not over, the oldest first."""
-        rows = self._database.execute(
-            "SELECT intent, state, id, file, created FROM batches"
-            " WHERE state IN ('intended', 'submitted') ORDER BY created"
+        """Those at the server that are not over, the oldest first."""
+        return self._batches("state IN ('intended', 'submitted')")
+
+    def request_files(self) -> list[BatchRow]:
+        """Request files that are not answered, the oldest first."""
+        return self._batches("state = 'written'")
+
+    def asked(self) -> dict[str, int]:
+        """How often each image was asked about in batches and request files."""
+        return dict(
+            self._database.execute("SELECT key, COUNT(*) FROM attempts WHERE batch IS NOT NULL GROUP BY key").fetchall()
         )
-        return [BatchRow(intent=r[0], state=r[1], id=r[2], file=r[3], created=r[4]) for r in rows]
 
     def attempts_of(self, intent: str) -> dict[str, AttemptRow]:
         """A batch's requests by image key."""
@@ -197,6 +213,12 @@ class Journal:
     def close(self) -> None:
         """Close the file."""
         self._database.close()
+
+    def _batches(self, condition: str) -> list[BatchRow]:
+        rows = self._database.execute(
+            f"SELECT intent, state, id, file, created FROM batches WHERE {condition} ORDER BY created"
+        )
+        return [BatchRow(intent=r[0], state=r[1], id=r[2], file=r[3], created=r[4]) for r in rows]
 
     def _sum(self, condition: str) -> tuple[Amount, int]:
         total, unknown, count = NOTHING, False, 0

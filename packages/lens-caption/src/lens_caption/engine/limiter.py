@@ -25,13 +25,14 @@ _GO_DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m(?!s))?(?:([\d.]+)s)?(?:([\d.]+)
 
 
 class _Bucket:
-    def __init__(self, per_minute: float | None):
+    def __init__(self, per_minute: float | None, sharers: Callable[[], int]):
         self.limit = per_minute
+        self.sharers = sharers
         self.level = 0.0
 
     @property
     def rate(self) -> float:
-        return _SHARE * self.limit / 60 if self.limit else float("inf")
+        return _SHARE * self.limit / 60 / self.sharers() if self.limit else float("inf")
 
     def fill(self, seconds: float) -> None:
         if self.limit:
@@ -52,13 +53,19 @@ class Limiter:
         rpm: requests per minute; None until the server's headers tell.
         tpm: tokens per minute, the most output counted in; likewise.
         now: a clock in seconds.
+        sharers: how many processes have these limits in common, this one included; each takes an equal part.
     """
 
     def __init__(
-        self, rpm: float | None = None, tpm: float | None = None, *, now: Callable[[], float] = time.monotonic
+        self,
+        rpm: float | None = None,
+        tpm: float | None = None,
+        *,
+        now: Callable[[], float] = time.monotonic,
+        sharers: Callable[[], int] = lambda: 1,
     ):
         self._now = now
-        self._buckets = {"requests": _Bucket(rpm), "tokens": _Bucket(tpm)}
+        self._buckets = {"requests": _Bucket(rpm, sharers), "tokens": _Bucket(tpm, sharers)}
         self._filled = now()
         self._held_until = 0.0
         self._turn = asyncio.Lock()

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from lens_core.contracts import Status
 
-__all__ = ["POLICIES", "Fate", "Policy", "fate_of_error", "retry_after"]
+__all__ = ["POLICIES", "Fate", "Policy", "fate_of_error", "filtered_for", "retry_after"]
 
 Fate = Literal[
     "ok",
@@ -79,7 +79,10 @@ _OF_EVERY_REQUEST = {
     "invalid_json_schema",
     "model_not_found",
     "billing_hard_limit_reached",
+    "OperationNotSupported",
 }
+# A filter that read the request and refused it; Azure bills for having read it.
+_FILTERED = {"content_filter", "content_policy_violation", "ResponsibleAIPolicyViolation"}
 
 
 def fate_of_error(status: int, body: Any) -> tuple[Fate, str]:
@@ -99,9 +102,23 @@ def fate_of_error(status: int, body: Any) -> tuple[Fate, str]:
         return ("refused-all" if "insufficient_quota" in code else "busy"), detail
     if status in {408, 409} or status >= 500:
         return "server-error", detail
+    inner = error.get("innererror")
+    inner = inner if isinstance(inner, Mapping) else {}
+    if status == 400 and _FILTERED & {code, str(inner.get("code"))}:
+        # Azure's message is the same for all: which filter it was says more.
+        reason = filtered_for(inner.get("content_filter_result"))
+        return "content-filter", f"HTTP {status}: the provider's content filter ({reason})" if reason else detail
     if status in _OF_THIS_REQUEST and code not in _OF_EVERY_REQUEST:
         return "bad-image", detail
     return "refused-all", detail
+
+
+def filtered_for(results: Any) -> str:
+    """What Azure's content filter objected to, such as "violence: medium"; "" if it does not say."""
+    if not isinstance(results, Mapping):
+        return ""
+    guilty = {name: part for name, part in results.items() if isinstance(part, Mapping) and part.get("filtered")}
+    return ", ".join(f"{name}: {part.get('severity') or 'detected'}" for name, part in guilty.items())[:200]
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:

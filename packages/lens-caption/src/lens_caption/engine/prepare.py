@@ -1,4 +1,8 @@
-"""From stored images to request bodies, off the event loop: that is nearly all of the client's work."""
+"""From stored images to request bodies, off the event loop: that is nearly all of the client's work.
+
+Threads do it. Image libraries leave the interpreter alone while they work, and what a process would cost, carrying
+every image there and its request back, is more than what the threads lose by sharing an interpreter.
+"""
 
 from __future__ import annotations
 
@@ -19,17 +23,9 @@ if TYPE_CHECKING:
     from lens_caption.engine.request import BadImage, PreparedRequest
     from lens_core.contracts import ImageItem
 
-__all__ = ["Preparer", "workers_for"]
+__all__ = ["Preparer"]
 
-_WORTH_PROCESSES = 512
 _prepare: Callable[[str, bytes], PreparedRequest | BadImage]
-
-
-def workers_for(asked: int | None, images: int) -> int:
-    """Processes to use; 0 means threads. Starting processes takes a second, which a few images do not earn back."""
-    if asked is not None:
-        return asked
-    return (os.cpu_count() or 1) if images >= _WORTH_PROCESSES else 0
 
 
 class Preparer:
@@ -37,7 +33,7 @@ class Preparer:
 
     Args:
         prepare: makes a request of an image's key and bytes; it is pickled once per process.
-        workers: processes; 0 takes threads.
+        workers: processes, for a `prepare` that is written in Python; 0 takes threads.
     """
 
     def __init__(self, prepare: Callable[[str, bytes], PreparedRequest | BadImage], workers: int):

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PROFILE_LANES", "BadImage", "Endpoint", "PreparedRequest", "RequestCaptioner"]
 
-PROFILE_LANES: dict[LaneName, Lane] = {"sync": "standard", "flex": "flex", "batch": "batch"}
+PROFILE_LANES: dict[LaneName, Lane] = {"sync": "standard", "flex": "flex", "batch": "batch", "files": "standard"}
 """What the profiles call the lanes."""
 
 
@@ -65,6 +65,9 @@ class Endpoint:
         model: that is asked, for messages.
         headers: of every request.
         query: of every request, such as Azure's `api-version`.
+        files_url: where files and batches are, if not there.
+        lines_root: what stands before the path in the lines of a batch.
+        keep_files_s: for how long the server is to keep the files of a batch; None leaves it to the server.
         timeout_s: for one answer.
         concurrency: requests in flight.
         max_attempts: tries of one request in one run.
@@ -75,10 +78,17 @@ class Endpoint:
     model: str
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     query: Mapping[str, str] = field(default_factory=dict)
+    files_url: str = ""
+    lines_root: str = "/v1"
+    keep_files_s: int | None = None
     timeout_s: float = 120
     concurrency: int = 8
     max_attempts: int = 6
     max_wait_s: float = 60
+
+    def address(self, path: str) -> str:
+        """Where a path is."""
+        return (self.files_url or self.url) + path if path.startswith(("/files", "/batches")) else self.url + path
 
     def refusal(self, reason: str) -> str:
         """The message when it refuses everything."""

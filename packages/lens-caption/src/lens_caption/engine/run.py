@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from lens_caption.engine.journal import Journal
     from lens_caption.engine.settings import EngineSettings
+    from lens_caption.scale.allowance import Allowance
     from lens_core.contracts import Captioner, ImageItem
     from lens_core.pipeline.context import StageContext
 
@@ -30,6 +31,7 @@ def caption_all(
     *,
     settings: EngineSettings,
     batch_size: int = 32,
+    allowance: Allowance | None = None,
 ) -> None:
     """Caption every image that the journal does not know yet; the outcomes are in the journal.
 
@@ -43,6 +45,7 @@ def caption_all(
         context: for progress and interruption.
         settings: how to buy.
         batch_size: images handed over at once, to a captioner that sends its own requests.
+        allowance: what this process may take of a budget and a rate that are common to several.
 
     Raises:
         Stopped: the user asked for it, or the budget is used up; what is done is journalled.
@@ -51,7 +54,7 @@ def caption_all(
         StorageError: the journal cannot be written, because the disk is full, say.
     """
     try:
-        _caption_all(keys, fetch, captioner, journal, context, settings, batch_size)
+        _caption_all(keys, fetch, captioner, journal, context, settings, batch_size, allowance)
     except sqlite3.Error as error:
         raise StorageError(f"the journal in {context.state_dir} cannot be used: {error}") from error
 
@@ -64,15 +67,17 @@ def _caption_all(
     context: StageContext,
     settings: EngineSettings,
     batch_size: int,
+    allowance: Allowance | None,
 ) -> None:
-    known = {key: status for key, status in journal.statuses().items() if status != "transport"}
+    statuses = journal.statuses()
+    known = {key: statuses[key] for key in keys if statuses.get(key, "transport") != "transport"}
     if known:
         context.progress.note(f"{len(known)} captions are there already")
     if isinstance(captioner, RequestCaptioner):
         # Only a captioner that asks a server needs the libraries for that.
         from lens_caption.engine.buy import buy  # noqa: PLC0415
 
-        asyncio.run(buy(keys, fetch, captioner, journal, context, settings, known))
+        asyncio.run(buy(keys, fetch, captioner, journal, context, settings, known, allowance))
     else:
         if settings.lane != "sync" or settings.budget is not None:
             raise ConfigError("this captioner asks no server that bills: it has no lanes and no budget", key="lane")

@@ -11,7 +11,7 @@ from lens_core.config.base import Config
 
 __all__ = ["BatchSettings", "BudgetSettings", "EngineSettings", "LaneName"]
 
-LaneName = Literal["sync", "flex", "batch"]
+LaneName = Literal["sync", "flex", "batch", "files"]
 
 
 class BudgetSettings(Config):
@@ -51,11 +51,13 @@ class BatchSettings(Config):
 class EngineSettings(Config):
     """How captions are bought."""
 
-    lane: LaneName = Field("sync", description="sync answers at once, flex when there is room, batch within a day.")
+    lane: LaneName = Field(
+        "sync",
+        description="sync answers at once, flex when there is room, batch within a day; files writes requests for "
+        "vllm run-batch.",
+    )
     budget: BudgetSettings | None = Field(None, description="What may be spent; null: no bound.")
     rpm: int | None = Field(None, gt=0, description="Requests per minute; null takes what the server's headers say.")
     tpm: int | None = Field(None, gt=0, description="Tokens per minute; null takes what the server's headers say.")
-    workers: int | None = Field(
-        None, ge=0, le=256, description="Processes that prepare images; 0 takes threads; null decides by the work."
-    )
+    workers: int = Field(0, ge=0, le=256, description="Processes that prepare images; 0 takes threads, mostly faster.")
     batch: BatchSettings = BatchSettings()

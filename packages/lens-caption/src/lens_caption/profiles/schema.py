@@ -61,6 +61,7 @@ class Usage(Config):
     input_tokens: int = Field(ge=0)
     output_tokens: int = Field(ge=0)
     cached_input_tokens: int = Field(0, ge=0)
+    tier: str = Field("", description="The service tier that the answer names.")
 
 
 class Price(Config):

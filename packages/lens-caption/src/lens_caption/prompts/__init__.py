@@ -12,6 +12,7 @@ from lens_caption.prompts.recipes import (
     Recipe,
     load_prompt,
     load_recipe,
+    recipe_for_images,
 )
 
-__all__ = ["RECIPES", "AnswerError", "Layer", "PromptName", "Recipe", "load_prompt", "load_recipe"]
+__all__ = ["RECIPES", "AnswerError", "Layer", "PromptName", "Recipe", "load_prompt", "load_recipe", "recipe_for_images"]

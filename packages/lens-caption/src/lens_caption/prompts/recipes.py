@@ -16,6 +16,7 @@ import json
 import re
 from dataclasses import dataclass
 from importlib import resources
+from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -28,9 +29,8 @@ from lens_core.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
-__all__ = ["RECIPES", "AnswerError", "Layer", "PromptName", "Recipe", "load_prompt", "load_recipe"]
+__all__ = ["RECIPES", "AnswerError", "Layer", "PromptName", "Recipe", "load_prompt", "load_recipe", "recipe_for_images"]
 
 PromptName = Literal["dense-1", "brief-1"]
 
@@ -192,6 +192,21 @@ def load_recipe(name: str, *, folder: Path | None = None) -> Recipe:
         where = f", nor in {folder}" if folder else ""
         raise ConfigError(f"there is no recipe {name!r}{where} (built in: {', '.join(RECIPES)})", key="prompt")
     return _built_in(name)
+
+
+def recipe_for_images(prompt: str, *, folder: str | None, instruction: str | None) -> Recipe:
+    """What a captioner asks about each image: a recipe by name, or words of one's own.
+
+    Raises:
+        ConfigError: there is no such recipe, or it needs more than an image.
+    """
+    if instruction:
+        own = (Layer(name="own"),)
+        return Recipe(name="own", version=1, summary="", system=None, instruction=instruction, schema=None, layers=own)
+    recipe = load_recipe(prompt, folder=Path(folder) if folder else None)
+    if recipe.inputs:
+        raise ConfigError(f"the recipe {recipe.id} needs {', '.join(recipe.inputs)} beside the image", key="prompt")
+    return recipe
 
 
 def load_prompt(name: PromptName) -> str:

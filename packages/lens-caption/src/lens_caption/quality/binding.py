@@ -1,13 +1,12 @@
 """Whether a caption belongs to its image: servers have been seen to answer about another one, without an error.
 
-Three watches, cheap enough to be always on:
-
 `probe_binding` asks about canaries before a run. Canaries come in pairs: same size, same header, same first thousand
 characters of base64, and other content, because caches have been keyed by less than the whole image. Each is asked
 about alone and then all together, again and again; an answer that belongs to another canary has crossed.
 
-`CanaryWatch` mixes a few of them into the run itself. `RepeatWatch` looks at the captions of the images themselves: one
-long caption for two images that look different is no coincidence.
+`watch.py` keeps three watches during a run: `CanaryWatch` judges the captions of canaries that travel in it;
+`RepeatWatch` and `SentenceWatch` look at the captions of the images themselves. One long caption for two images that
+look different is no coincidence.
 """
 
 from __future__ import annotations
@@ -16,21 +15,24 @@ import hashlib
 import io
 import itertools
 import random
+from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from PIL import Image, ImageDraw
 
+from lens_caption.quality.config import SharedSentenceGate
+from lens_caption.quality.gates import countable_sentences
 from lens_caption.quality.looks import look_of
+from lens_caption.quality.repeats import digest_of
 from lens_caption.quality.text import normal, resemblance, words
 from lens_core.contracts import ImageItem
-from lens_core.errors import LensError
+from lens_core.errors import ImageError, LensError
 from lens_core.images import decode
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
-    from lens_caption.quality.looks import Look
     from lens_core.contracts import CaptionOutcome
 
     Ask = Callable[[Sequence[ImageItem]], list[CaptionOutcome]]
@@ -41,6 +43,7 @@ __all__ = [
     "CanaryWatch",
     "Crossing",
     "RepeatWatch",
+    "SentenceWatch",
     "canary_pairs",
     "probe_binding",
 ]
@@ -57,6 +60,8 @@ _COLOURS = {
 _SHAPES = ("circle", "square", "triangle", "cross")
 _MAX_PAIRS = 6
 _MIN_RESEMBLANCE = 0.1
+_ALIKE = 0.3
+"""A server whose answers about different canaries have so much in common keeps to one wording."""
 
 
 class BindingError(LensError):
@@ -204,98 +209,126 @@ def probe_binding(ask: Ask, *, pairs: int = 4, rounds: int = 4, seed: int = 0) -
 
 
 class CanaryWatch:
-    """Mixes canaries into a run, and checks what comes back.
-
-        watch = CanaryWatch(ask, every=1000, seed=seed)
-        for outcome in caption(watch.mix(items)):
-            if watch.is_canary(outcome.key):
-                watch.check(outcome)    # raises BindingError
-                continue
+    """Tells whether the caption of a canary is its own, by what was said of each canary alone.
 
     Args:
-        ask: as for `probe_binding`; asked about the canaries one by one, once, at the start.
-        every: one canary after this many images, on average.
-        seed: of the canaries and of their places.
+        seed: of the canaries.
+        pairs: of canaries.
     """
 
-    def __init__(self, ask: Ask, *, every: int, seed: int, pairs: int = 6):
-        self._every = every
-        self._rng = random.Random(f"watch {seed}")
-        self._canaries = [canary for pair in canary_pairs(pairs, seed=seed) for canary in pair]
-        self._by_key = {canary.item.key: canary for canary in self._canaries}
-        self._alone = {canary.item.key: _text(ask([canary.item])[0]) for canary in self._canaries}
+    def __init__(self, *, seed: int, pairs: int = 4):
+        self.canaries = [canary for pair in canary_pairs(pairs, seed=seed) for canary in pair]
+        self._alone: dict[str, str] = {}
+        self._least = _MIN_RESEMBLANCE
+
+    def learn(self, outcomes: Sequence[CaptionOutcome]) -> str | None:
+        """Take in what a server says of each canary alone, in order; a reason if it must not be trusted, else None."""
+        texts = [_text(outcome) for outcome in outcomes]
+        self._alone = {canary.item.key: text for canary, text in zip(self.canaries, texts, strict=True)}
         # How much answers about different canaries have in common anyway: what resembles its own less is foreign.
-        texts = [text for text in self._alone.values() if text]
-        in_common = (resemblance(a, b) for a, b in itertools.combinations(texts, 2))
+        in_common = (resemblance(a, b) for a, b in itertools.combinations(filter(None, texts), 2))
         self._least = max(_MIN_RESEMBLANCE, 0.8 * min(in_common, default=0.0))
+        for canary, other in itertools.permutations(self.canaries, 2):
+            text, theirs = self._alone[canary.item.key], self._alone[other.item.key]
+            if canary.pair == other.pair and text and normal(text) == normal(theirs):
+                return f"a {canary.says} and a {other.says} got one answer: {text[:80]!r}"
+            if canary.pair == other.pair and text and _evidence(text, canary, other) < 0:
+                return f"asked about a {canary.says}, alone, the server said {text[:80]!r}"
+        return None
 
-    def mix(self, items: Iterable[ImageItem]) -> Iterator[ImageItem]:
-        """The items, with canaries among them at random places."""
-        for item in items:
-            if self._rng.random() * self._every < 1:
-                yield self._rng.choice(self._canaries).item
-            yield item
-
-    def is_canary(self, key: str) -> bool:
-        """Whether an outcome is a canary's: it is no caption and must not be stored."""
-        return key in self._by_key
-
-    def check(self, outcome: CaptionOutcome) -> None:
-        """See whether a canary's caption is its own.
-
-        Raises:
-            BindingError: it is another canary's, or nothing like its own.
-        """
-        canary, text = self._by_key[outcome.key], _text(outcome)
-        owner = _owner(text, canary, self._canaries, self._alone)
+    def complaint(self, number: int, outcome: CaptionOutcome) -> str | None:
+        """The reason if the caption of a canary, by its number, is another image's; None if it is its own, or none."""
+        canary, text = self.canaries[number], _text(outcome)
+        owner = _owner(text, canary, self.canaries, self._alone)
         if owner is not canary or (text and self._is_foreign(text, canary)):
-            raise BindingError(
-                f"the captions no longer belong to their images: asked about a {canary.says}, the server said "
-                f"{text[:80]!r}; stop, distrust what it wrote since the last good canary, and run the probe again"
-            )
+            return f"asked about a {canary.says}, the server said {text[:80]!r}"
+        return None
 
     def _is_foreign(self, text: str, canary: Canary) -> bool:
         """Whether a text is about no canary at all, as far as words can tell."""
         own, says = self._alone[canary.item.key], set(canary.says.split())
-        if not own or says & set(words(text)):
+        # A caption may name a canary's colour by chance; that counts where a server words all canaries differently.
+        if not own or (says & set(words(text)) and self._least < _ALIKE):
             return False
         # A server that named the colour or shape before and now does not may still only have found other words.
-        least = _MIN_RESEMBLANCE if says & set(words(own)) else self._least
+        wanders = says & set(words(own)) and self._least < _ALIKE
+        least = _MIN_RESEMBLANCE if wanders else self._least
         return resemblance(text, own) < least
 
 
 class RepeatWatch:
-    """Alarm when one long caption comes for images that look different.
+    """Notices when one long caption comes for images that look different.
+
+    Only images whose captions repeat are opened, and only the latest captions are remembered: servers that mistake one
+    image for another mistake it for one that they have just seen.
 
     Args:
+        image_of: the bytes of an image by its key.
         min_words: shorter captions repeat by right.
         min_bits: differing bits of 64 from which two images look different.
+        window: captions that are remembered.
     """
 
-    def __init__(self, *, min_words: int, min_bits: int):
-        self._min_words = min_words
-        self._min_bits = min_bits
-        self._first: dict[bytes, list[tuple[str, Look]]] = {}
+    def __init__(self, image_of: Callable[[str], bytes], *, min_words: int, min_bits: int, window: int = 50_000):
+        self._image_of, self._min_words, self._min_bits, self._window = image_of, min_words, min_bits, window
+        self._keys: dict[bytes, str] = {}
 
-    def add(self, key: str, text: str, data: bytes) -> str | None:
-        """Note a caption; returns the key of an image that looks different and has the same one, or None.
-
-        Raises:
-            ImageError: the image cannot be decoded.
-        """
+    def add(self, key: str, text: str) -> str | None:
+        """Note a caption; returns the key of an image that looks different and has the same one, or None."""
         wording = normal(text)
         if wording.count(" ") + 1 < self._min_words:
             return None
-        # A digest instead of the text: a watch over a million captions must stay small.
         digest = hashlib.blake2b(wording.encode(), digest_size=12).digest()
-        look = look_of(decode(data))
-        known = self._first.setdefault(digest, [])
-        other = next(
-            (name for name, seen in known if name != key and look.differs(seen, min_bits=self._min_bits)), None
-        )
-        if not known or (other and len(known) < 4):
-            known.append((key, look))
-        return other
+        other = self._keys.pop(digest, None)
+        self._keys[digest] = key
+        if len(self._keys) > self._window:
+            del self._keys[next(iter(self._keys))]
+        return other if other not in {None, key} and self._differ(key, str(other)) else None
+
+    def _differ(self, key: str, other: str) -> bool:
+        try:
+            look, seen = (look_of(decode(self._image_of(name))) for name in (key, other))
+        except ImageError:
+            return False  # each has a caption, so that it could be decoded once: not what is asked here
+        return look.differs(seen, min_bits=self._min_bits)
+
+
+class SentenceWatch:
+    """Notices when one sentence stands in many of the latest captions.
+
+    Args:
+        share: of the window that is too much.
+        min_words: shorter sentences are shared by chance.
+        window: captions that count as the latest.
+    """
+
+    def __init__(self, *, share: float, min_words: int = 8, window: int = 1000):
+        self._gate = SharedSentenceGate(min_words=min_words)
+        self._limit = share * window
+        self._latest: deque[tuple[str, frozenset[int]]] = deque(maxlen=window)
+        self._counts: Counter[int] = Counter()
+        self._known: set[int] = set()
+
+    def add(self, key: str, text: str) -> tuple[str, list[str]] | None:
+        """Note a caption; returns a sentence that too many share, and the images that have it, or None.
+
+        Of a sentence that was told before only the newest image is told.
+        """
+        found = {digest_of(plain): sentence for plain, sentence in countable_sentences(text, self._gate).items()}
+        if len(self._latest) == self._latest.maxlen:
+            self._counts.subtract(self._latest[0][1])
+            for digest in self._latest[0][1]:
+                if self._counts[digest] <= 0:
+                    del self._counts[digest]
+        self._latest.append((key, frozenset(found)))
+        self._counts.update(found.keys())
+        for digest, sentence in found.items():
+            if digest in self._known:
+                return sentence, [key]
+            if self._counts[digest] >= self._limit:
+                self._known.add(digest)
+                return sentence, [name for name, digests in self._latest if digest in digests]
+        return None
 
 
 def _owner(text: str, canary: Canary, canaries: Iterable[Canary], alone: dict[str, str]) -> Canary:

@@ -1,25 +1,28 @@
-"""All gates over a caption layer: new rows with a status and reasons; the old layer stays as it is."""
+"""All gates over caption layers: new rows with a status and reasons; the old layers stay as they are."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from lens_caption.quality.config import LANGUAGES
-from lens_caption.quality.gates import failures, shared_sentences
+from lens_caption.quality.gates import countable_sentences, failures
 from lens_caption.quality.looks import look_of
+from lens_caption.quality.repeats import Repeats, digest_of
 from lens_caption.quality.text import normal
 from lens_core.config.base import config_hash
 from lens_core.errors import ConfigError, ImageError
 from lens_core.images import decode
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from pathlib import Path
 
     from lens_caption.quality.config import GatesConfig, RepeatedCaptionGate
+    from lens_caption.quality.looks import Look
     from lens_core.storage.captions import CaptionRow
 
-__all__ = ["Checked", "Finding", "check_rows", "repeated_captions"]
+__all__ = ["Check", "Finding"]
 
 _EXCERPT = 160
 _MAX_LOOKS = 64
@@ -37,118 +40,109 @@ class Finding:
     excerpt: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class Checked:
-    """What became of a layer.
+class Check:
+    """Puts every caption through the gates, in two passes over the rows: what captions share shows only in the first.
+
+        for row, findings in Check(lambda: caption_rows(artifact), gates, scratch):
+            ...    # one for each row that was read, in order; a rejected one has no text
 
     Args:
-        rows: one for each row that was given, in order; a rejected one has no text.
-        findings: every failure, of rejected and flagged captions.
-        shared: sentences that many images share, by layer, with the number of images.
-    """
-
-    rows: list[CaptionRow]
-    findings: list[Finding]
-    shared: dict[str, dict[str, int]] = field(default_factory=dict)
-
-
-def check_rows(
-    rows: Sequence[CaptionRow],
-    gates: GatesConfig,
-    *,
-    layers: Sequence[str] | None = None,
-    languages: Mapping[str, Sequence[str]] | None = None,
-    image_of: Callable[[str], bytes] | None = None,
-    progress: Callable[[int], None] = lambda done: None,
-) -> Checked:
-    """Put every caption through the gates.
-
-    Args:
-        rows: of one or several layers; those without a caption pass through unchanged.
+        rows: reads them from the beginning; rows without a caption pass through unchanged.
         gates: which gates, with their thresholds.
+        scratch: an empty local folder.
         layers: only these are checked, the others pass through unchanged; None means all.
         languages: of single layers, where they are not those of the language gate.
         image_of: the bytes of an image by its key, for captions that repeat; None leaves that gate out.
-        progress: told now and then how many rows are done.
 
     Raises:
         ConfigError: the language that a layer was asked for in is not known to the language gate.
     """
-    languages = languages or {}
-    findings: list[list[tuple[str, str]]] = []
-    for number, row in enumerate(rows):
-        wanted = row.status == "ok" and (layers is None or row.layer in layers)
-        findings.append(failures(row.text, _in_language(gates, row, languages)) if wanted else [])
-        if number % 1000 == 999:
-            progress(number + 1)
-    shared: dict[str, dict[str, int]] = {}
-    numbers: dict[str, list[int]] = {}
-    for number, row in enumerate(rows):
-        if row.status == "ok" and (layers is None or row.layer in layers):
-            numbers.setdefault(row.layer, []).append(number)
-    for layer, places in numbers.items():
-        texts = [rows[number].text for number in places]
-        if gates.shared_sentence.action != "skip":
-            found = shared_sentences(texts, gates.shared_sentence)
-            shared[layer] = {sentence: len(members) for sentence, members in found.items()}
-            for sentence, members in found.items():
-                for member in members:
-                    reason = f"{len(members)} captions say {_excerpt(sentence, 80)!r}"
-                    findings[places[member]].append(("shared_sentence", reason))
-        if gates.repeated_caption.action != "skip" and image_of:
-            keys = [rows[number].key for number in places]
-            for member, reason in repeated_captions(keys, texts, image_of, gates.repeated_caption).items():
-                findings[places[member]].append(("repeated_caption", reason))
-    progress(len(rows))
-    digest = config_hash(gates)[:16]
-    checked = [
-        _checked(row, found, gates, digest) if layers is None or row.layer in layers else row
-        for row, found in zip(rows, findings, strict=True)
-    ]
-    return Checked(
-        rows=checked,
-        findings=[
-            Finding(
-                key=row.key,
-                layer=row.layer,
-                gate=gate,
-                action=getattr(gates, gate).action,
-                reason=reason,
-                excerpt=_excerpt(row.text, _EXCERPT),
-            )
-            for row, found in zip(rows, findings, strict=True)
-            for gate, reason in found
-        ],
-        shared=shared,
-    )
+
+    def __init__(
+        self,
+        rows: Callable[[], Iterable[CaptionRow]],
+        gates: GatesConfig,
+        scratch: Path,
+        *,
+        layers: Sequence[str] | None = None,
+        languages: Mapping[str, Sequence[str]] | None = None,
+        image_of: Callable[[str], bytes] | None = None,
+    ):
+        self._rows, self._gates, self._scratch = rows, gates, scratch
+        self._layers, self._languages, self._image_of = layers, languages or {}, image_of
+        self._sentences: dict[tuple[str, int], int] = {}
+        self._wordings: dict[tuple[str, int], str] = {}
+        self._captions: dict[tuple[str, int], int] = {}
+
+    def __iter__(self) -> Iterator[tuple[CaptionRow, list[Finding]]]:
+        self._look_for_repeats()
+        digest = config_hash(self._gates)[:16]
+        for row in self._rows():
+            if not self._is_checked(row):
+                yield row, []
+                continue
+            found = [*failures(row.text, _in_language(self._gates, row, self._languages)), *self._repeats_in(row)]
+            yield _checked(row, found, self._gates, digest), [self._finding(row, *failure) for failure in found]
+
+    @property
+    def shared(self) -> dict[str, dict[str, int]]:
+        """Once all rows have been read: sentences by layer, and how many images share each, the most shared first."""
+        shared: dict[str, dict[str, int]] = {}
+        for (layer, digest), number in sorted(self._sentences.items(), key=lambda item: -item[1]):
+            shared.setdefault(layer, {})[self._wordings[layer, digest]] = number
+        return shared
+
+    def _is_checked(self, row: CaptionRow) -> bool:
+        return row.status == "ok" and (self._layers is None or row.layer in self._layers)
+
+    def _look_for_repeats(self) -> None:
+        repeats = Repeats(self._scratch / "repeats.sqlite", self._gates)
+        try:
+            for row in self._rows():
+                if self._is_checked(row):
+                    repeats.add(row.key, row.layer, row.text)
+            self._sentences = repeats.shared_sentences()
+            if self._image_of:
+                for layer, digest, keys in repeats.repeated_captions():
+                    number = _differing(keys, self._image_of, self._gates.repeated_caption)
+                    if number:
+                        self._captions[layer, digest] = number
+        finally:
+            repeats.close()
+
+    def _repeats_in(self, row: CaptionRow) -> Iterator[tuple[str, str]]:
+        if self._sentences:
+            for wording, sentence in countable_sentences(row.text, self._gates.shared_sentence).items():
+                place = row.layer, digest_of(wording)
+                if number := self._sentences.get(place):
+                    shown = _excerpt(self._wordings.setdefault(place, sentence), 80)
+                    yield "shared_sentence", f"{number} captions say {shown!r}"
+        if self._captions and (number := self._captions.get((row.layer, digest_of(normal(row.text))))):
+            yield "repeated_caption", f"{number} images have this caption, and they look different"
+
+    def _finding(self, row: CaptionRow, gate: str, reason: str) -> Finding:
+        action = getattr(self._gates, gate).action
+        excerpt = _excerpt(row.text, _EXCERPT)
+        return Finding(key=row.key, layer=row.layer, gate=gate, action=action, reason=reason, excerpt=excerpt)
 
 
-def repeated_captions(
-    keys: Sequence[str], texts: Sequence[str], image_of: Callable[[str], bytes], gate: RepeatedCaptionGate
-) -> dict[int, str]:
-    """Captions that are given to images which look different, by number; only images whose captions repeat are opened.
+def _differing(keys: Iterator[str], image_of: Callable[[str], bytes], gate: RepeatedCaptionGate) -> int:
+    """How many images have one caption, if some of them look different; else 0.
 
-    Which of the images the caption belongs to, if any, nobody can tell: all of them fail.
+    Which of them the caption belongs to, if any, nobody can tell: all of them fail.
     """
-    groups: dict[str, list[int]] = {}
-    for number, text in enumerate(texts):
-        wording = normal(text)
-        if wording.count(" ") + 1 >= gate.min_words:
-            groups.setdefault(wording, []).append(number)
-    found = {}
-    for members in groups.values():
-        if len({keys[number] for number in members}) < 2:
+    first: Look | None = None
+    number, differ = 0, False
+    for number, key in enumerate(keys, start=1):
+        if differ or number > _MAX_LOOKS:
             continue
-        looks = []
-        for number in members[:_MAX_LOOKS]:
-            try:
-                looks.append(look_of(decode(image_of(keys[number]))))
-            except ImageError:
-                continue  # it has a caption, so that it could be decoded once: not what is asked here
-        if any(looks[0].differs(other, min_bits=gate.min_bits) for other in looks[1:]):
-            for number in members:
-                found[number] = f"{len(members)} images have this caption, and they look different"
-    return found
+        try:
+            look = look_of(decode(image_of(key)))
+        except ImageError:
+            continue  # it has a caption, so that it could be decoded once: not what is asked here
+        first = first or look
+        differ = first.differs(look, min_bits=gate.min_bits)
+    return number if differ else 0
 
 
 def _in_language(gates: GatesConfig, row: CaptionRow, languages: Mapping[str, Sequence[str]]) -> GatesConfig:
@@ -168,12 +162,11 @@ def _in_language(gates: GatesConfig, row: CaptionRow, languages: Mapping[str, Se
 
 
 def _checked(row: CaptionRow, found: list[tuple[str, str]], gates: GatesConfig, digest: str) -> CaptionRow:
-    if row.status != "ok":
-        return row
     provenance: dict[str, Any] = {**row.provenance, "gates": digest}
     rejecting = [(gate, reason) for gate, reason in found if getattr(gates, gate).action == "reject"]
-    flags = list(dict.fromkeys(gate for gate, _ in found if getattr(gates, gate).action == "flag"))
-    if flags:
+    before = str(provenance.get("flags", "")).split(",")
+    new = (gate for gate, _ in found if getattr(gates, gate).action == "flag")
+    if flags := [flag for flag in dict.fromkeys([*before, *new]) if flag]:
         provenance["flags"] = ",".join(flags)
     if not rejecting:
         return replace(row, provenance=provenance)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Sequence
 
     from lens_core.storage.artifacts import Artifact
-    from lens_core.storage.captions import CaptionRow
 
 __all__ = ["add_commands"]
 
@@ -35,38 +35,50 @@ def check(
 ) -> None:
     """Put captions through the gates and print what they find; nothing is changed."""
     import json
+    import tempfile
     from dataclasses import asdict
 
-    from lens_caption.quality.check import check_rows
-    from lens_caption.quality.statistics import layer_statistics
+    from lens_caption.layers import ImageLookup, caption_rows
+    from lens_caption.quality.check import Check, Finding
+    from lens_caption.quality.statistics import LayerStatistics
     from lens_core.storage.artifacts import load_artifact
-    from lens_core.storage.captions import read_captions
 
     gates = _gates(set_)
     artifact = load_artifact(captions)
-    rows = read_captions(artifact, layers=layer)
-    image_of, close = _images(artifact)
-    try:
-        checked = check_rows(rows, gates, image_of=image_of)
-    finally:
-        close()
+    _refuse_unknown(artifact, layer or ())
+    statistics = LayerStatistics()
+    counts: dict[tuple[str, str, str], int] = {}
+    shown: dict[tuple[str, str, str], list[Finding]] = {}
+    with tempfile.TemporaryDirectory(prefix="lens-check-") as folder:
+        images = ImageLookup(Path(folder) / "images.sqlite", artifact.parent("images"))
+        check = Check(lambda: caption_rows(artifact, layer), gates, Path(folder), image_of=images.data)
+        try:
+            for row, findings in check:
+                statistics.add(row)
+                for item in findings:
+                    found = shown.setdefault((item.layer, item.gate, item.action), [])
+                    if as_json or len(found) < examples:
+                        found.append(item)
+                for place in {(item.layer, item.gate, item.action) for item in findings}:
+                    counts[place] = counts.get(place, 0) + 1
+        finally:
+            images.close()
     if as_json:
-        found = [asdict(item) for item in checked.findings]
-        shown: Any = {"layers": layer_statistics(checked.rows), "findings": found, "shared_sentences": checked.shared}
-        typer.echo(json.dumps(shown, indent=2, ensure_ascii=False))
+        listed = [asdict(item) for items in shown.values() for item in items]
+        told: Any = {"layers": statistics.to_json(), "findings": listed, "shared_sentences": check.shared}
+        typer.echo(json.dumps(told, indent=2, ensure_ascii=False))
         return
-    for name, numbers in layer_statistics(checked.rows).items():
+    for name, numbers in statistics.to_json().items():
         statuses = ", ".join(f"{status} {count}" for status, count in numbers["by_status"].items())
         typer.echo(f"{name}: {numbers['images']} images, {statuses}")
         if numbers["words"]:
             spread = "{mean:g} mean, {median:g} median, {p5:g} to {p95:g} for nine in ten".format(**numbers["words"])
             typer.echo(f"  words: {spread}")
-        gates_found = dict.fromkeys((item.gate, item.action) for item in checked.findings if item.layer == name)
-        for gate, action in gates_found:
-            items = [item for item in checked.findings if (item.gate, item.layer) == (gate, name)]
-            typer.echo(f"  {gate}: {len({item.key for item in items})} to {action}")
-            for item in items[:examples]:
-                typer.echo(f"    {item.key[:12]} {item.reason}: {_printable(item.excerpt)}")
+        for (of, gate, action), count in counts.items():
+            if of == name:
+                typer.echo(f"  {gate}: {count} to {action}")
+                for item in shown[of, gate, action]:
+                    typer.echo(f"    {item.key[:12]} {item.reason}: {_printable(item.excerpt)}")
 
 
 def diff(
@@ -82,6 +94,7 @@ def diff(
     """Compare two caption layers of the same images: lengths, refusals, tokens, what the texts share."""
     import json
 
+    from lens_caption.layers import StoredImages, caption_rows
     from lens_caption.quality.diff import diff_layers
     from lens_caption.quality.diff_page import diff_page, diff_table
     from lens_core.errors import ConfigError
@@ -89,11 +102,8 @@ def diff(
     from lens_core.storage.artifacts import load_artifact
 
     first, second = load_artifact(a), load_artifact(b)
-    (name_a, rows_a), (name_b, rows_b) = (
-        _one_layer(first, layer_a, "--layer-a"),
-        _one_layer(second, layer_b, "--layer-b"),
-    )
-    found = diff_layers(rows_a, rows_b, samples=samples, seed=seed)
+    name_a, name_b = _one_layer(first, layer_a, "--layer-a"), _one_layer(second, layer_b, "--layer-b")
+    found = diff_layers(caption_rows(first, [name_a]), caption_rows(second, [name_b]), samples=samples, seed=seed)
     if not found.both:
         raise ConfigError(f"{a} and {b} have no image in common")
     names = (f"{first.name}/{name_a}", f"{second.name}/{name_b}")
@@ -105,11 +115,10 @@ def diff(
         for what, one, other in table:
             typer.echo(f"{what:{widths[0]}}  {one:{widths[1]}}  {_printable(other)}".rstrip())
     if output:
-        image_of, close = _images(first)
-        try:
-            urls.write_bytes(output, diff_page(found, names, image_of).encode())
-        finally:
-            close()
+        with StoredImages(first.parent("images")) as images:
+            rows = images.find(pair.key for pair in found.samples)
+            page = diff_page(found, names, lambda key: images.read_bytes(rows[key]))
+        urls.write_bytes(output, page.encode())
         typer.echo(f"{output}: {len(found.samples)} samples", err=as_json)
 
 
@@ -162,23 +171,27 @@ def _gates(settings: list[str] | None) -> Any:
         raise ConfigError(first["msg"], file="--set", key=".".join(map(str, first["loc"]))) from error
 
 
-def _one_layer(artifact: Artifact, layer: str | None, option: str) -> tuple[str, list[CaptionRow]]:
+def _one_layer(artifact: Artifact, layer: str | None, option: str) -> str:
+    from lens_caption.layers import layer_names
     from lens_core.errors import ConfigError
-    from lens_core.storage.captions import read_captions
 
-    rows = read_captions(artifact, layers=None if layer is None else [layer])
-    names = sorted({row.layer for row in rows})
+    if layer is not None:
+        _refuse_unknown(artifact, [layer])
+        return layer
+    names = layer_names(artifact)
     if len(names) > 1:
-        raise ConfigError(f"{artifact.url} has the layers {', '.join(names)}; choose one", file=option)
-    return (names or [layer or ""])[0], rows
+        raise ConfigError(f"{artifact.url} has the layers {', '.join(sorted(names))}; choose one", file=option)
+    return (names or [""])[0]
 
 
-def _images(artifact: Artifact) -> tuple[Callable[[str], bytes], Callable[[], None]]:
-    """How to read the images that captions belong to, and how to close them."""
-    from lens_core.storage.shards import ShardReader
+def _refuse_unknown(artifact: Artifact, layers: Sequence[str]) -> None:
+    from lens_caption.layers import layer_names
+    from lens_core.errors import ArtifactError
 
-    reader = ShardReader(artifact.parent("images"))
-    return (lambda key: bytes(reader.by_key(key).data)), reader.close
+    there = sorted(layer_names(artifact)) if layers else []
+    for name in layers:
+        if name not in there:
+            raise ArtifactError(f"{artifact.url} has no caption layer {name!r} (it has: {', '.join(there) or 'none'})")
 
 
 def _printable(text: str) -> str:

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from lens_caption.engine.settings import BudgetSettings
 from lens_core.config.base import Config
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "RefusalGate",
     "RepeatedCaptionGate",
     "SharedSentenceGate",
+    "WatchSettings",
 ]
 
 Action = Literal["reject", "flag", "skip"]
@@ -125,6 +127,25 @@ class GatesConfig(Config):
     )
 
 
+class WatchSettings(Config):
+    """What is watched while captions come in, for servers that answer about another image than the one asked about."""
+
+    action: Literal["stop", "mark"] = Field(
+        "stop",
+        description="stop ends the run with its state saved, and the captions in doubt are asked for again by the next "
+        "run; mark goes on and flags them.",
+    )
+    canaries: int | None = Field(
+        1000, ge=1, description="One generated image of known content after so many images; null sends none."
+    )
+    repeats: int | None = Field(
+        15, ge=1, description="Alarm when images that look different get one caption of so many words; null: never."
+    )
+    sentences: float | None = Field(
+        0.2, gt=0, le=1, description="Alarm when this share of the last 1,000 captions has one sentence; null: never."
+    )
+
+
 class JudgeConfig(Config):
     """A vision model that checks a sample of the captions, sentence by sentence, behind an OpenAI-style endpoint.
 
@@ -148,10 +169,19 @@ class JudgeConfig(Config):
     max_side: int = Field(768, ge=32, le=4096, description="Images are scaled down to this before they are sent.")
     jpeg_quality: int = Field(85, ge=30, le=100, description="Quality of the JPEG that is sent.")
     max_output_tokens: int = Field(1500, gt=0, le=32768, description="Longer answers are not used.")
-    timeout_s: float = Field(120, gt=0, le=3600, description="Seconds to wait for one answer.")
-    max_attempts: int = Field(4, ge=1, le=20, description="Tries per caption against a busy or failing server.")
-    max_wait_s: float = Field(30, ge=0, le=3600, description="Longest pause between two tries.")
-    concurrency: int = Field(8, ge=1, le=256, description="Requests in flight.")
+    # No verdict depends on these. They are kept out of the stage's key, so that a run goes on when they change.
+    budget: BudgetSettings | None = Field(
+        None, exclude=True, description="What the judge may spend, over all runs; null: no bound but max_calls."
+    )
+    rpm: int | None = Field(None, gt=0, exclude=True, description="Requests per minute; null takes the server's word.")
+    tpm: int | None = Field(None, gt=0, exclude=True, description="Tokens per minute; null takes the server's word.")
+    timeout_s: float = Field(120, gt=0, le=3600, exclude=True, description="Seconds to wait for one answer.")
+    max_attempts: int = Field(4, ge=1, le=20, exclude=True, description="Tries per caption and run.")
+    max_wait_s: float = Field(30, ge=0, le=3600, exclude=True, description="Longest pause between two tries.")
+    concurrency: int = Field(8, ge=1, le=256, exclude=True, description="Requests in flight.")
+    profiles: str | None = Field(
+        None, min_length=1, description="Folder of your own model profiles; null takes LENS_CAPTION_PROFILES, if set."
+    )
     seed: int = Field(0, ge=0, description="Of the sample and of the order of sentences.")
 
     @field_validator("base_url")

@@ -2,24 +2,31 @@
 
 diff = diff_layers(rows_a, rows_b)
 diff.to_json()    # images, lengths, refusals, tokens, how much the texts have in common
+
+The rows of the first layer wait in a scratch database for their partners; in memory are counts, and the samples.
 """
 
 from __future__ import annotations
 
 import difflib
+import hashlib
+import heapq
+import json
 import math
-import random
+import sqlite3
+import tempfile
 from collections import Counter
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from lens_caption.quality.statistics import mean_of, percentile_of
 from lens_caption.quality.text import normal, resemblance, sentences, words
-from lens_caption.quality.wilson import Z_95
+from lens_core.intervals import Z_95
+from lens_core.storage.captions import CaptionRow
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from lens_core.storage.captions import CaptionRow
+    from collections.abc import Iterable, Iterator
 
 __all__ = ["Diff", "Pair", "Side", "diff_layers", "word_changes"]
 
@@ -91,47 +98,46 @@ def diff_layers(a: Iterable[CaptionRow], b: Iterable[CaptionRow], *, samples: in
     """Compare two layers.
 
     Args:
-        a: rows of one layer, one for each image.
-        b: rows of the other.
+        a: rows of one layer, one for each image; they are read once.
+        b: rows of the other, likewise.
         samples: how many images are kept to be looked at.
         seed: of those at random.
     """
-    rows_a, rows_b = {row.key: row for row in a}, {row.key: row for row in b}
-    both = [key for key in rows_a if key in rows_b]
-    statuses = Counter(f"{rows_a[key].status} → {rows_b[key].status}" for key in both)
-    pairs = []
-    changes: list[int] = []
-    same = kept = removed = added = 0
-    for key in both:
-        one, other = rows_a[key], rows_b[key]
+    side_a, side_b = _SideTally(), _SideTally()
+    statuses, changes = Counter[str](), Counter[int]()
+    kept = removed = added = same = 0
+    common = 0.0
+    picks = _Picks(samples, seed)
+    for one, other in _joined(a, b, side_a, side_b):
+        statuses[f"{one.status} → {other.status}"] += 1
         if one.status != "ok" or other.status != "ok":
+            if (one.status == "ok") != (other.status == "ok"):
+                picks.offer_lost(Pair(key=one.key, a=one, b=other, common=0.0))
             continue
         equal = normal(one.text) == normal(other.text)
-        pairs.append(Pair(key=key, a=one, b=other, common=1.0 if equal else resemblance(one.text, other.text)))
-        changes.append(len(words(other.text)) - len(words(one.text)))
+        pair = Pair(key=one.key, a=one, b=other, common=1.0 if equal else resemblance(one.text, other.text))
+        picks.offer(pair)
+        common += pair.common
+        changes[len(words(other.text)) - len(words(one.text))] += 1
         same += equal
         before, after = (Counter(map(normal, sentences(row.text))) for row in (one, other))
         kept += (before & after).total()
         removed += (before - after).total()
         added += (after - before).total()
-    lost = [
-        Pair(key=key, a=rows_a[key], b=rows_b[key], common=0.0)
-        for key in both
-        if (rows_a[key].status == "ok") != (rows_b[key].status == "ok")
-    ]
+    pairs = changes.total()
     return Diff(
-        a=_side(rows_a.values()),
-        b=_side(rows_b.values()),
-        both=len(both),
+        a=side_a.side(),
+        b=side_b.side(),
+        both=statuses.total(),
         statuses=dict(statuses.most_common()),
-        pairs=len(pairs),
+        pairs=pairs,
         same=same,
         words_change=_mean_with_interval(changes),
-        common=round(sum(pair.common for pair in pairs) / len(pairs), 4) if pairs else 0.0,
+        common=round(common / pairs, 4) if pairs else 0.0,
         sentences_kept=kept,
         sentences_removed=removed,
         sentences_added=added,
-        samples=_samples(lost, pairs, samples, seed),
+        samples=picks.picked(),
     )
 
 
@@ -152,44 +158,110 @@ def word_changes(a: str, b: str) -> list[tuple[Mark, str]]:
     return found
 
 
-def _samples(lost: list[Pair], pairs: list[Pair], count: int, seed: int) -> tuple[Pair, ...]:
-    """Images that lost or gained a caption, then the most different pairs, then some at random."""
-    rng = random.Random(f"samples {seed}")
-    first = rng.sample(lost, min(len(lost), count // 4))
-    changed = sorted((pair for pair in pairs if pair.common < 1), key=lambda pair: (pair.common, pair.key))
-    worst = changed[: max(0, (count - len(first)) // 2)]
-    rest = changed[len(worst) :]
-    return (*first, *worst, *rng.sample(rest, min(len(rest), max(0, count - len(first) - len(worst)))))
+def _joined(
+    a: Iterable[CaptionRow], b: Iterable[CaptionRow], side_a: _SideTally, side_b: _SideTally
+) -> Iterator[tuple[CaptionRow, CaptionRow]]:
+    """Rows of both layers by image, in the order of the second; every row is counted on its side."""
+    with (
+        tempfile.TemporaryDirectory(prefix="lens-diff-") as folder,
+        closing(sqlite3.connect(f"{folder}/a")) as database,
+    ):
+        database.executescript(
+            "PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; CREATE TABLE a (key TEXT PRIMARY KEY, row TEXT NOT NULL)"
+        )
+        for row in a:
+            side_a.add(row)
+            database.execute("INSERT OR REPLACE INTO a VALUES (?, ?)", (row.key, json.dumps(asdict(row))))
+        for other in b:
+            side_b.add(other)
+            found = database.execute("SELECT row FROM a WHERE key = ?", (other.key,)).fetchone()
+            if found:
+                yield CaptionRow(**json.loads(found[0])), other
 
 
-def _side(rows: Iterable[CaptionRow]) -> Side:
-    listed = list(rows)
-    counts = sorted(len(words(row.text)) for row in listed if row.status == "ok")
-    facts: dict[str, Counter[str]] = {}
-    tokens = Counter[str]()
-    for row in listed:
+class _Picks:
+    """Images that lost or gained a caption, then the most different pairs, then some at random: never more in memory.
+
+    Chance, and which of equals come first, go by a hash of the image key: the order of the rows does not matter.
+    """
+
+    def __init__(self, count: int, seed: int):
+        self._count, self._seed = count, seed
+        self._lost: list[_Pick] = []
+        self._worst: list[_Pick] = []
+        self._any: list[_Pick] = []
+
+    def offer_lost(self, pair: Pair) -> None:
+        """An image that has a caption on one side only."""
+        self._keep(self._lost, 0.0, pair, self._count // 4)
+
+    def offer(self, pair: Pair) -> None:
+        """An image that has two."""
+        if pair.common < 1:
+            self._keep(self._worst, pair.common, pair, self._count)
+            self._keep(self._any, 0.0, pair, 2 * self._count)  # some of them are among the worst as well
+
+    def picked(self) -> tuple[Pair, ...]:
+        """All of them."""
+        lost, worst, others = (
+            [pick[2] for pick in sorted(picks, key=lambda pick: pick[:2], reverse=True)]
+            for picks in (self._lost, self._worst, self._any)
+        )
+        worst = worst[: max(0, (self._count - len(lost)) // 2)]
+        taken = {pair.key for pair in worst}
+        rest = [pair for pair in others if pair.key not in taken]
+        return (*lost, *worst, *rest[: self._count - len(lost) - len(worst)])
+
+    def _keep(self, heap: list[_Pick], score: float, pair: Pair, size: int) -> None:
+        """Keep the pairs of the least scores."""
+        lot = int.from_bytes(hashlib.blake2b(f"{self._seed} {pair.key}".encode(), digest_size=8).digest())
+        pick = (-score, lot, pair)
+        if len(heap) < size:
+            heapq.heappush(heap, pick)
+        elif size and pick[:2] > heap[0][:2]:
+            heapq.heapreplace(heap, pick)
+
+
+_Pick = tuple[float, int, Pair]
+
+
+class _SideTally:
+    """Counts of one layer's rows."""
+
+    def __init__(self) -> None:
+        self._lengths, self._statuses, self._tokens = Counter[int](), Counter[str](), Counter[str]()
+        self._facts: dict[str, Counter[str]] = {}
+
+    def add(self, row: CaptionRow) -> None:
+        """Count a row."""
+        self._statuses[row.status] += 1
+        if row.status == "ok":
+            self._lengths[len(words(row.text))] += 1
         for name in _FACTS:
             if name in row.provenance:
-                facts.setdefault(name, Counter())[str(row.provenance[name])] += 1
+                self._facts.setdefault(name, Counter())[str(row.provenance[name])] += 1
         for name in ("input_tokens", "output_tokens"):
-            tokens[name] += int(row.provenance.get(name, 0))
-    middle = len(counts) // 2
-    return Side(
-        images=len(listed),
-        captions=len(counts),
-        by_status=dict(Counter(row.status for row in listed).most_common()),
-        words_mean=round(sum(counts) / len(counts), 2) if counts else 0.0,
-        words_median=float((counts[middle] + counts[~middle]) / 2) if counts else 0.0,
-        input_tokens=tokens["input_tokens"],
-        output_tokens=tokens["output_tokens"],
-        facts={name: dict(counter.most_common(5)) for name, counter in facts.items()},
-    )
+            self._tokens[name] += int(row.provenance.get(name, 0))
+
+    def side(self) -> Side:
+        """What they add up to."""
+        lengths = self._lengths
+        return Side(
+            images=self._statuses.total(),
+            captions=lengths.total(),
+            by_status=dict(self._statuses.most_common()),
+            words_mean=round(mean_of(lengths), 2) if lengths else 0.0,
+            words_median=float(percentile_of(lengths, 50)) if lengths else 0.0,
+            input_tokens=self._tokens["input_tokens"],
+            output_tokens=self._tokens["output_tokens"],
+            facts={name: dict(counter.most_common(5)) for name, counter in self._facts.items()},
+        )
 
 
-def _mean_with_interval(values: list[int]) -> tuple[float, float, float]:
+def _mean_with_interval(values: Counter[int]) -> tuple[float, float, float]:
     if not values:
         return 0.0, 0.0, 0.0
-    mean = sum(values) / len(values)
-    variance = sum((value - mean) ** 2 for value in values) / max(1, len(values) - 1)
-    half = Z_95 * math.sqrt(variance / len(values))
+    number, mean = values.total(), mean_of(values)
+    variance = sum(count * (value - mean) ** 2 for value, count in values.items()) / max(1, number - 1)
+    half = Z_95 * math.sqrt(variance / number)
     return round(mean, 3), round(mean - half, 3), round(mean + half, 3)

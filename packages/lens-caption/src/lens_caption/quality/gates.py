@@ -8,17 +8,14 @@ The first gates look at a caption alone; a sentence that many images share shows
 from __future__ import annotations
 
 import re
-from array import array
 from collections import Counter
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from lens_caption.quality.language import wrong_language
 from lens_caption.quality.text import normal, sentences, unquoted, words
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable
 
     from lens_caption.quality.config import (
         BoilerplateGate,
@@ -34,13 +31,13 @@ if TYPE_CHECKING:
 __all__ = [
     "CAPTION_GATES",
     "boilerplate",
+    "countable_sentences",
     "failures",
     "language",
     "length",
     "loops",
     "reasoning",
     "refusal",
-    "shared_sentences",
 ]
 
 _OPENING_CHARS = 300
@@ -195,39 +192,10 @@ def failures(text: str, gates: GatesConfig) -> list[tuple[str, str]]:
     return found
 
 
-def shared_sentences(texts: Sequence[str], gate: SharedSentenceGate) -> dict[str, list[int]]:
-    """Sentences that stand in the captions of many images.
-
-    Args:
-        texts: one caption per image; empty ones are left out.
-        gate: the settings.
-
-    Returns:
-        the numbers of the captions by sentence (in its first wording), the most shared first.
-    """
-    # Sentences are counted by hash first: of a million captions only the shared sentences are kept as text.
-    hashes = array("q")
-    for text in texts:
-        hashes.extend({hash(key) for key, _ in _countable(text, gate)})
-    needed = max(gate.min_images, gate.min_share * sum(1 for text in texts if text))
-    values, counts = np.unique(np.frombuffer(hashes, np.int64), return_counts=True)
-    shared = set(values[counts >= needed].tolist())
-    if not shared:
-        return {}
-    wording: dict[str, str] = {}
-    found: dict[str, list[int]] = {}
-    for number, text in enumerate(texts):
-        for key, sentence in dict(_countable(text, gate)).items():
-            if hash(key) in shared:
-                found.setdefault(wording.setdefault(key, sentence), []).append(number)
-    return dict(sorted(found.items(), key=lambda item: -len(item[1])))
-
-
-def _countable(text: str, gate: SharedSentenceGate) -> Iterator[tuple[str, str]]:
-    for sentence in sentences(text):
-        key = normal(sentence)
-        if key.count(" ") + 1 >= gate.min_words:
-            yield key, sentence
+def countable_sentences(text: str, gate: SharedSentenceGate) -> dict[str, str]:
+    """The sentences that are long enough to be no chance when images share them: their wording by `normal` form."""
+    found = {normal(sentence): sentence for sentence in sentences(text)}
+    return {plain: sentence for plain, sentence in found.items() if plain.count(" ") + 1 >= gate.min_words}
 
 
 def _longest_row(tokens: list[str]) -> tuple[list[str], int] | None:

@@ -5,7 +5,8 @@ each on its own. Among them is one from another caption: how often the judge cal
 overlooks. Sentences of one caption are right and wrong together, and the interval knows it.
 
 Judging everything doubles the bill. A shard is sampled; while its interval spans the limit, the sample doubles; a shard
-that is surely bad is judged whole, and its wrong captions can be rejected.
+that is surely bad is judged whole, and its wrong captions can be rejected. The same captions and seed give the same
+questions, so that a run that goes on finds the answers that it has bought.
 """
 
 from __future__ import annotations
@@ -13,18 +14,14 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-import threading
+import sqlite3
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from lens_caption.prompts import AnswerError
-from lens_caption.quality.chat import Answer, AskError
 from lens_caption.quality.text import normal, sentences
-from lens_caption.quality.wilson import clustered_interval, stratified_interval, wilson_interval
-from lens_core.errors import ImageError
-from lens_core.images import decode, to_jpeg
+from lens_core.intervals import clustered_interval, stratified_interval, wilson_interval
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -32,8 +29,18 @@ if TYPE_CHECKING:
 
     from lens_caption.prompts import Recipe
     from lens_caption.quality.config import JudgeConfig
+    from lens_core.contracts import CaptionOutcome
 
-__all__ = ["Decision", "Judgement", "JudgeReport", "ShardVerdict", "VerdictCache", "decide", "judge_captions"]
+__all__ = [
+    "CaptionPool",
+    "Decision",
+    "Judgement",
+    "JudgeReport",
+    "Question",
+    "ShardVerdict",
+    "decide",
+    "judge_captions",
+]
 
 Decision = Literal["good", "bad", "undecided", "unjudged"]
 Verdict = Literal["supported", "contradicted", "undecidable"]
@@ -98,7 +105,7 @@ class JudgeReport:
             fares better, the judge reads less and less carefully, or more.
         undecidable: sentences that the image neither shows nor contradicts.
         unjudged: captions without a verdict, by reason.
-        calls, input_tokens, output_tokens: what it cost; answers that were known already are free.
+        calls, input_tokens, output_tokens: what was asked, and what the answers took; earlier runs count.
         judgements: all of them.
     """
 
@@ -122,38 +129,83 @@ class JudgeReport:
         return {key: value for key, value in asdict(self).items() if key != "judgements"}
 
 
-class VerdictCache:
-    """Answers that were paid for, one JSON line each, so that a run that goes on does not buy them again."""
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """What the judge is asked about one caption.
 
-    def __init__(self, path: Path):
-        self._lock = threading.Lock()
-        self._known: dict[str, Answer] = {}
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
-        for line in lines:
-            try:
-                entry = json.loads(line)
-                id_ = entry.pop("id")
-                self._known[id_] = Answer(**entry)
-            except (ValueError, TypeError, LookupError, AttributeError):
-                continue  # the line that was being written when the process was killed
-        self._file = path.open("a", encoding="utf-8")
-        if lines:
-            self._file.write("\n")
+    Args:
+        key: of the image.
+        shard: of the image.
+        sentences: of the caption, in its order.
+        order: the number of the sentence that stands in each place; the one after the caption's is the control.
+        statements: what is shown.
+    """
 
-    def get(self, id_: str) -> Answer | None:
-        """A known answer."""
-        return self._known.get(id_)
+    key: str
+    shard: str
+    sentences: tuple[str, ...]
+    order: tuple[int, ...]
+    statements: tuple[str, ...]
 
-    def put(self, id_: str, answer: Answer) -> None:
-        """Keep an answer."""
-        with self._lock:
-            self._known[id_] = answer
-            self._file.write(json.dumps({"id": id_, **asdict(answer)}, ensure_ascii=False) + "\n")
-            self._file.flush()
+    @property
+    def id(self) -> str:
+        """Differs when anything differs that is asked: by it, answers are journalled."""
+        asked = json.dumps(self.statements).encode()
+        return f"{self.key}-{hashlib.blake2b(asked, digest_size=8).hexdigest()}"
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """For the recipe."""
+        return {"statements": [{"number": n, "statement": text} for n, text in enumerate(self.statements, start=1)]}
+
+
+class CaptionPool:
+    """The captions of a layer, in a scratch database on disk; they are drawn by lot, shard by shard.
+
+    Args:
+        path: a file that does not exist yet, on a local disk.
+        seed: decides the lots.
+    """
+
+    def __init__(self, path: Path, seed: int):
+        self._seed = seed
+        self._database = sqlite3.connect(path, isolation_level=None)
+        self._database.executescript(
+            "PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF;"
+            "CREATE TABLE captions (key TEXT PRIMARY KEY, text TEXT, shard TEXT, lot INTEGER);"
+            "CREATE INDEX by_shard ON captions (shard, lot); CREATE INDEX by_lot ON captions (lot); BEGIN"
+        )
+
+    def add(self, key: str, text: str, shard: str) -> None:
+        """Put a caption in."""
+        lot = _lot(f"{self._seed} {key}")
+        self._database.execute("INSERT INTO captions VALUES (?, ?, ?, ?)", (key, text, shard, lot))
+
+    def sizes(self) -> dict[str, int]:
+        """Captions of each shard."""
+        return dict(self._database.execute("SELECT shard, count(*) FROM captions GROUP BY shard ORDER BY shard"))
+
+    def draw(self, shard: str, start: int, count: int) -> list[str]:
+        """Keys of a shard, from a place in the order of the lots."""
+        query = "SELECT key FROM captions WHERE shard = ? ORDER BY lot, key LIMIT ? OFFSET ?"
+        return [row[0] for row in self._database.execute(query, (shard, count, start))]
+
+    def get(self, key: str) -> tuple[str, str]:
+        """Text and shard."""
+        found: tuple[str, str] = self._database.execute(
+            "SELECT text, shard FROM captions WHERE key = ?", (key,)
+        ).fetchone()
+        return found
+
+    def any_text(self, word: str) -> str:
+        """The text of some caption, which the word decides."""
+        query = "SELECT text FROM captions WHERE lot >= ? ORDER BY lot LIMIT 1"
+        found = self._database.execute(query, (_lot(word),)).fetchone()
+        return str((found or self._database.execute("SELECT text FROM captions ORDER BY lot LIMIT 1").fetchone())[0])
 
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Close the database."""
+        self._database.close()
 
 
 def decide(clusters: Sequence[tuple[int, int]], max_wrong: float) -> tuple[float, float, Decision]:
@@ -170,159 +222,115 @@ def decide(clusters: Sequence[tuple[int, int]], max_wrong: float) -> tuple[float
 
 
 def judge_captions(
-    captions: Mapping[str, tuple[str, str]],
-    image_of: Callable[[str], bytes],
-    ask: Callable[[str, bytes], Answer],
+    pool: CaptionPool,
+    ask: Callable[[Sequence[Question]], Mapping[str, CaptionOutcome]],
     recipe: Recipe,
     config: JudgeConfig,
-    *,
-    cache: VerdictCache | None = None,
-    should_stop: Callable[[], bool] = lambda: False,
-    progress: Callable[[int], None] = lambda done: None,
 ) -> JudgeReport:
     """Judge a sample of every shard, and more of those that are not clearly good.
 
     Args:
-        captions: text and shard by image key.
-        image_of: the bytes of an image by its key; called by one thread.
-        ask: puts an instruction and a JPEG to the judge; called by several threads. It may raise `AskError`, which
-            leaves that caption unjudged, or `LensError`, which ends everything.
+        pool: the captions.
+        ask: puts questions to the judge; gives an outcome for each question's id, whose text is the answer as JSON.
+            What it raises ends everything.
         recipe: takes the input `statements`, gives `verdicts`.
         config: how much is judged, and what is allowed.
-        cache: answers from an earlier try.
-        should_stop: asked between rounds.
-        progress: told how many captions have been judged.
-
-    Raises:
-        LensError: the endpoint refuses everything.
     """
-    work = _Work(captions, ask, recipe, config, cache)
-    waiting: dict[str, list[str]] = {}
-    for key in sorted(captions):
-        waiting.setdefault(captions[key][1], []).append(key)
-    sizes = {shard: len(keys) for shard, keys in waiting.items()}
-    for shard, keys in waiting.items():
-        random.Random(f"{config.seed} {shard}").shuffle(keys)
-    with ThreadPoolExecutor(config.concurrency, thread_name_prefix="judge") as pool:
-        while not should_stop() and (batch := _next_batch(waiting, work, config)):
-            batch = batch[: max(0, config.max_calls - work.calls)]
-            if not batch:
-                break
-            # A chunk at a time: the images of a whole round need not fit in memory.
-            for start in range(0, len(batch), 4 * config.concurrency):
-                chunk = batch[start : start + 4 * config.concurrency]
-                list(pool.map(work.judge, chunk, [image_of(key) for key in chunk]))
-                progress(len(work.judgements))
-                if should_stop():
-                    break
-    return _report(work, sizes, config, recipe)
+    work = _Work(pool, config)
+    while batch := work.next_batch()[: config.max_calls - work.calls]:
+        questions = [work.question(key) for key in batch]
+        outcomes = ask(questions)
+        for question in questions:
+            work.take(question, outcomes[question.id])
+    return _report(work, config, recipe)
 
 
 class _Work:
-    """Judges single captions, and keeps what was found."""
+    """What has been drawn, and what was found."""
 
-    def __init__(
-        self,
-        captions: Mapping[str, tuple[str, str]],
-        ask: Callable[[str, bytes], Answer],
-        recipe: Recipe,
-        config: JudgeConfig,
-        cache: VerdictCache | None,
-    ):
-        self.captions = captions
+    def __init__(self, pool: CaptionPool, config: JudgeConfig):
+        self.sizes = pool.sizes()
         self.judgements: dict[str, Judgement] = {}
         self.unjudged: Counter[str] = Counter()
         self.models: Counter[str] = Counter()
         self.calls = self.input_tokens = self.output_tokens = 0
-        self._keys = sorted(captions)
-        self._ask, self._recipe, self._config, self._cache = ask, recipe, config, cache
-        self._lock = threading.Lock()
+        self._drawn = dict.fromkeys(self.sizes, 0)
+        self._pool, self._config = pool, config
 
     def clusters(self, shard: str) -> list[tuple[int, int]]:
         """Wrong and all sentences of each judged caption of a shard."""
         return [(item.wrong, len(item.verdicts)) for item in self.judgements.values() if item.shard == shard]
 
-    def judge(self, key: str, data: bytes) -> None:
-        """Judge one caption."""
-        text, shard = self.captions[key]
+    def next_batch(self) -> list[str]:
+        """The captions to be judged next; none is drawn twice."""
+        batch: list[str] = []
+        for shard, size in self.sizes.items():
+            wanted = min(self._wanted(shard), size - self._drawn[shard], self._config.max_calls)
+            batch += self._pool.draw(shard, self._drawn[shard], wanted) if wanted > 0 else []
+            self._drawn[shard] += max(0, wanted)
+        # Shards in turn, so that a limit on calls does not fall on the last ones alone.
+        random.Random(f"{self._config.seed} batch").shuffle(batch)
+        return batch
+
+    def question(self, key: str) -> Question:
+        """A caption's sentences in an order of their own, and one of another caption among them."""
+        text, shard = self._pool.get(key)
         rng = random.Random(f"{self._config.seed} {key} {text}")
         own = sentences(text)
-        control = self._foreign_sentence(key, own, rng) if self._config.controls else None
-        order = list(range(len(own) + (control is not None)))
+        control = self._foreign_sentence(own, rng) if self._config.controls else None
+        shown = [*own, *([control] if control else [])]
+        order = list(range(len(shown)))
         rng.shuffle(order)
-        shown = [own[number] if number < len(own) else str(control) for number in order]
-        statements = [{"number": place + 1, "statement": sentence} for place, sentence in enumerate(shown)]
-        try:
-            jpeg = to_jpeg(decode(data), max_side=self._config.max_side, quality=self._config.jpeg_quality)
-            answer = self._answer(self._recipe.fill(statements=statements), jpeg)
-            verdicts = _verdicts(self._recipe.parse(answer.text), len(shown))
-        except (AskError, AnswerError, ImageError) as error:
-            with self._lock:
-                self.unjudged[str(error)[:120]] += 1
+        statements = tuple(shown[number] for number in order)
+        return Question(key=key, shard=shard, sentences=tuple(own), order=tuple(order), statements=statements)
+
+    def take(self, question: Question, outcome: CaptionOutcome) -> None:
+        """Note what became of a question."""
+        self.calls += 1
+        self.input_tokens += int(outcome.provenance.get("input_tokens", 0))
+        self.output_tokens += int(outcome.provenance.get("output_tokens", 0))
+        if outcome.status != "ok":
+            self.unjudged[(outcome.detail or outcome.status)[:120]] += 1
             return
-        place_of = {number: place for place, number in enumerate(order)}
-        told = [verdicts[place_of[number]] for number in range(len(own))]
-        judgement = Judgement(
-            key=key,
-            shard=shard,
-            sentences=tuple(own),
+        self.models[str(outcome.provenance.get("served_model", ""))] += 1
+        try:
+            verdicts = _verdicts(json.loads(outcome.text), len(question.order))
+        except AnswerError as error:
+            self.unjudged[str(error)] += 1
+            return
+        place_of = {number: place for place, number in enumerate(question.order)}
+        own = len(question.sentences)
+        told = [verdicts[place_of[number]] for number in range(own)]
+        self.judgements[question.key] = Judgement(
+            key=question.key,
+            shard=question.shard,
+            sentences=question.sentences,
             verdicts=tuple(verdict for verdict, _ in told),
             reasons=tuple(reason if verdict == "contradicted" else "" for verdict, reason in told),
-            places=tuple(place_of[number] for number in range(len(own))),
-            control=None if control is None else verdicts[place_of[len(own)]][0] == "contradicted",
+            places=tuple(place_of[number] for number in range(own)),
+            control=verdicts[place_of[own]][0] == "contradicted" if own in place_of else None,
         )
-        with self._lock:
-            self.judgements[key] = judgement
 
-    def _answer(self, instruction: str, jpeg: bytes) -> Answer:
-        asked = json.dumps([self._config.model, self._config.base_url, self._recipe.hash, instruction])
-        id_ = hashlib.sha256(asked.encode() + hashlib.sha256(jpeg).digest()).hexdigest()
-        answer = self._cache.get(id_) if self._cache else None
-        if answer is None:
-            with self._lock:
-                self.calls += 1
-            answer = self._ask(instruction, jpeg)
-            with self._lock:
-                self.input_tokens += answer.input_tokens
-                self.output_tokens += answer.output_tokens
-            if self._cache:
-                self._cache.put(id_, answer)
-        with self._lock:
-            self.models[answer.model] += 1
-        return answer
+    def _wanted(self, shard: str) -> int:
+        """How many more captions of a shard are to be judged."""
+        done, config = self.clusters(shard), self._config
+        if not done:
+            # Also after a first round without a single verdict, but not for ever.
+            return config.sample if sum(self.unjudged.values()) < config.max_sample else 0
+        _, _, decision = decide(done, config.max_wrong)
+        if decision == "bad" and config.escalate:
+            return self.sizes[shard]
+        return min(len(done), max(0, config.max_sample - len(done))) if decision == "undecided" else 0
 
-    def _foreign_sentence(self, key: str, own: list[str], rng: random.Random) -> str | None:
+    def _foreign_sentence(self, own: list[str], rng: random.Random) -> str | None:
         """A sentence of another caption, in words that this one does not have; None if a few tries find none."""
         taken = {normal(sentence) for sentence in own}
         for _ in range(8):
-            other = rng.choice(self._keys)
-            found = sentences(self.captions[other][0])
-            sentence = rng.choice(found) if other != key and found else ""
+            found = sentences(self._pool.any_text(str(rng.random())))
+            sentence = rng.choice(found) if found else ""
             if sentence and normal(sentence) not in taken:
                 return sentence
         return None
-
-
-def _next_batch(waiting: dict[str, list[str]], work: _Work, config: JudgeConfig) -> list[str]:
-    """The captions to be judged next; they leave `waiting`."""
-    batch: list[str] = []
-    for shard, keys in waiting.items():
-        done = work.clusters(shard)
-        if not done:
-            # Also after a first round without a single verdict, but not for ever.
-            wanted = config.sample if sum(work.unjudged.values()) < config.max_sample else 0
-        else:
-            _, _, decision = decide(done, config.max_wrong)
-            wanted = 0
-            if decision == "bad" and config.escalate:
-                wanted = len(keys)
-            elif decision == "undecided":
-                wanted = min(len(done), max(0, config.max_sample - len(done)))
-        batch += keys[:wanted]
-        del keys[:wanted]
-    # Shards in turn, so that a limit on calls does not fall on the last ones alone.
-    random.Random(f"{config.seed} batch").shuffle(batch)
-    return batch
 
 
 def _verdicts(value: Any, count: int) -> list[tuple[Verdict, str]]:
@@ -337,10 +345,10 @@ def _verdicts(value: Any, count: int) -> list[tuple[Verdict, str]]:
     return [found[number] for number in range(1, count + 1)]
 
 
-def _report(work: _Work, sizes: Mapping[str, int], config: JudgeConfig, recipe: Recipe) -> JudgeReport:
+def _report(work: _Work, config: JudgeConfig, recipe: Recipe) -> JudgeReport:
     judgements = list(work.judgements.values())
     shards, strata = [], []
-    for shard, size in sizes.items():
+    for shard, size in work.sizes.items():
         clusters = work.clusters(shard)
         low, high, decision = decide(clusters, config.max_wrong)
         units = sum(count for _, count in clusters)
@@ -386,3 +394,7 @@ def _report(work: _Work, sizes: Mapping[str, int], config: JudgeConfig, recipe: 
         output_tokens=work.output_tokens,
         judgements=tuple(judgements),
     )
+
+
+def _lot(word: str) -> int:
+    return int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), signed=True)

@@ -15,10 +15,10 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from lens_caption.captioners.openai.picture import sent_size
 from lens_caption.captioners.openai.requests import instruction_of
 from lens_caption.profiles import LANES, Lane, Usage, estimate_text_tokens
 from lens_caption.profiles.calibrate import TOLERANCE, Calibration, Observation, calibrate
-from lens_caption.quote.survey import sent_size
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -441,7 +441,8 @@ def _warnings(
     if effort not in {None, "none"} and not pilot:
         lines.append(f"reasoning ({effort}) is billed as output, and how much of it there is, only a pilot tells")
     if survey.unchecked:
-        lines.append(f"not applied, because it needs pixels: {', '.join(survey.unchecked)}; there may be fewer images")
+        needing = ", ".join(survey.unchecked)
+        lines.append(f"not applied, because it needs more than headers: {needing}; there may be fewer images")
     if survey.total is not None:
         lines.append(f"only {survey.sizes.total() + survey.dropped.total():,} of {survey.total:,} headers were read")
     return [line for line in lines if line]

@@ -8,13 +8,13 @@ from collections import Counter
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
+from lens_caption.captioners.openai.picture import sent_jpeg, sent_size
 from lens_caption.profiles import Usage
 from lens_caption.profiles.calibrate import Observation
 from lens_caption.quote.estimate import Pilot
-from lens_caption.quote.survey import sent_size
 from lens_core.contracts import CaptionOutcome, ImageItem
 from lens_core.errors import ImageError
-from lens_core.images import decode, header, to_jpeg
+from lens_core.images import header
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -79,10 +79,9 @@ def _bytes_per_pixel(items: Sequence[ImageItem], config: Any) -> float:
     sizes, pixels = 0, 0
     for item in items:
         try:
-            image = decode(item.data)
+            jpeg = sent_jpeg(item.data, max_side=config.max_side, quality=config.jpeg_quality)
         except ImageError:
             continue
-        jpeg = to_jpeg(image, max_side=config.max_side, quality=config.jpeg_quality)
         info = header(jpeg)
         sizes, pixels = sizes + len(jpeg), pixels + info.width * info.height
     return sizes / pixels if pixels else 0.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from lens_caption.profiles import load_profile
 from lens_caption.quote.estimate import Quote, estimate
 from lens_caption.quote.pilot import run_pilot
 from lens_caption.quote.survey import survey
+from lens_caption.stages.revise_captions.stage import reviser_recipe
 from lens_core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
     from lens_core.registry import Registry
 
 __all__ = ["quote_pipeline"]
+
+_EARLIER_WORDS = 110
+"""About the length of a dense caption."""
 
 
 def quote_pipeline(
@@ -58,6 +63,9 @@ def quote_pipeline(
         folder = Path(captioner.profiles) if getattr(captioner, "profiles", None) else None
         profile = load_profile(captioner.model, base_url=captioner.base_url, folder=folder)
         profile.refuse_if_retired(day)
+        corrects = config.type == "revise-captions"
+        if corrects:
+            captioner, pilot = _as_long_as(captioner), 0
         if pilot:
             profile.price("standard")
         found = survey(pipeline, config, registry, pilot=pilot, sample=sample)
@@ -74,8 +82,19 @@ def quote_pipeline(
             today=day,
         )
         notes = _budget_notes(quote, engine)
+        if corrects:
+            notes.append(f"each caption that is corrected is taken to have {_EARLIER_WORDS} words; no pilot can tell")
         quotes.append(dataclasses.replace(quote, warnings=(*quote.warnings, *notes)))
     return quotes
+
+
+def _as_long_as(captioner: Any) -> Any:
+    """A reviser's config with the words of a request in it, as they would be with a caption of the usual length."""
+    recipe = reviser_recipe(captioner)
+    words = recipe.fill(caption=" ".join(["caption"] * _EARLIER_WORDS))
+    schema = json.dumps(recipe.answer_format()) if recipe.schema else ""
+    asked = "\n".join(part for part in (recipe.system, words, schema) if part)
+    return captioner.model_copy(update={"instruction": asked})
 
 
 def _asked(pipeline: Pipeline, name: str | None) -> list[StageConfig]:

@@ -1,14 +1,14 @@
 """Look at a source without decoding it: how many images there are, and how large they would be sent.
 
-Only headers are read. Filters that need no more than that are applied; the others are named, and what they would
-drop is still counted, so that the quote is too high rather than too low.
+Only headers are read, the first 64 KiB of a file where the source can give them alone. Filters that need no more than
+that are applied; the others are named, and what they would drop is still counted, so that the quote is too high rather
+than too low. The same goes for duplicates among larger files.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import math
 import random
 from collections import Counter
 from dataclasses import dataclass, field
@@ -16,19 +16,21 @@ from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
 from lens_core.config.base import ComponentConfig
 from lens_core.errors import ConfigError, ImageError, LensError, StorageError
-from lens_core.images import Candidate
+from lens_core.images import Candidate, header
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from lens_core.config.pipeline import Pipeline
     from lens_core.config.stage import StageConfig
-    from lens_core.contracts import ImageRecord
+    from lens_core.contracts import ImageInfo, ImageRecord
     from lens_core.registry import Registry
 
-__all__ = ["Survey", "sent_size", "source_of", "survey"]
+__all__ = ["Survey", "source_of", "survey"]
 
 T = TypeVar("T")
+_HEAD = 64 << 10
+"""Bytes that are read of a file. Where the size stands behind a large profile or at the end, all of it is read."""
 
 
 @dataclass(kw_only=True)
@@ -126,64 +128,68 @@ def survey(
     return found
 
 
-def sent_size(width: int, height: int, max_side: int) -> tuple[int, int]:
-    """The size of an image after it is scaled down to `max_side` on its longer side, by the rounding of `to_jpeg`.
-
-    The shorter side is whichever of the two nearest whole numbers keeps the proportions better.
-    """
-    if max(width, height) <= max_side:
-        return width, height
-    long, short = max(width, height), min(width, height)
-    exact = max_side * short / long
-    low, high = math.floor(exact), math.ceil(exact)
-
-    def error(side: int) -> float:
-        if width >= height:
-            return 0.0 if side == 0 else abs(width / height - max_side / side)
-        return abs(width / height - side / max_side)
-
-    side = max(1, min(low, high, key=error))
-    return (max_side, side) if width >= height else (side, max_side)
-
-
 def _look(record: ImageRecord, filters: list[tuple[str, Any]], digests: set[bytes], found: Survey) -> str | None:
     """The step that drops a record, or None; what is kept is counted."""
-    try:
-        data = record.read()
-    except (OSError, StorageError):
-        return "read"
-    candidate = _HeaderOnly(record.name, data)
     step = "header"
     try:
-        info = candidate.info
+        candidate = _opened(record)
         for step, filter_ in filters:
             try:
                 if filter_.check(candidate).reason:
                     return step
-            except _NeedsPixelsError:
+            except _NeedsMoreError:
                 found.unchecked.append(step)
+    except (OSError, StorageError):
+        return "read"
     except ImageError:
         return step
-    digest = hashlib.blake2b(data, digest_size=16).digest()
-    if digest in digests:
-        return "duplicate"
-    digests.add(digest)
+    try:
+        digest = hashlib.blake2b(candidate.data, digest_size=16).digest()
+        if digest in digests:
+            return "duplicate"
+        digests.add(digest)
+    except _NeedsMoreError:
+        found.unchecked.append("duplicates")
     for _, filter_ in filters:
-        with contextlib.suppress(_NeedsPixelsError):
+        with contextlib.suppress(_NeedsMoreError):
             getattr(filter_, "kept", lambda _: None)(candidate)
-    found.sizes[info.width, info.height] += 1
+    found.sizes[candidate.info.width, candidate.info.height] += 1
     return None
 
 
-class _NeedsPixelsError(Exception):
-    """A filter asked for pixels."""
+def _opened(record: ImageRecord) -> _HeaderOnly:
+    """The candidate, by the beginning of its file if that tells the size; raises `ImageError`, and as `read` does."""
+    head, whole = record.head(_HEAD)
+    try:
+        return _HeaderOnly(record.name, head, header(head), whole=whole)
+    except ImageError:
+        if whole:
+            raise
+    data = record.read()
+    return _HeaderOnly(record.name, data, header(data), whole=True)
+
+
+class _NeedsMoreError(Exception):
+    """A filter asked for pixels, or for bytes that were not read."""
 
 
 class _HeaderOnly(Candidate):
-    """A candidate whose pixels nobody gets to see."""
+    """A candidate whose pixels nobody gets to see, nor the bytes of which only the first were read."""
+
+    def __init__(self, name: str, head: bytes, info: ImageInfo, *, whole: bool):
+        super().__init__(name, head)
+        self.__dict__["info"] = info
+        if not whole:
+            del self.data
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise _NeedsMoreError if name == "data" else AttributeError(name)
 
     def pixels(self) -> NoReturn:
-        raise _NeedsPixelsError
+        raise _NeedsMoreError
+
+    def small(self) -> NoReturn:
+        raise _NeedsMoreError
 
 
 class _Draw(Generic[T]):

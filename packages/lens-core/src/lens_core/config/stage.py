@@ -19,6 +19,14 @@ class StageConfig(ComponentConfig):
     )
 
     @property
+    def lease_s(self) -> float | None:
+        """Whether several machines may run the pipeline at once and share this stage's work.
+
+        Then it is how many seconds a machine may be silent before the others take over what it had; None: one machine.
+        """
+        return None
+
+    @property
     def sources(self) -> tuple[str, ...]:
         """Names of the earlier stages whose artefacts this one takes."""
         source = getattr(self, "source", ())

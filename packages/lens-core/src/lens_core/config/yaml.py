@@ -79,6 +79,8 @@ def _construct(loader: _Loader, node: yaml.Node, path: Path, marked: MarkedYaml)
         mapping = {}
         for key_node, value_node in node.value:
             key = loader.construct_object(key_node, deep=True)
+            if type(key) is int:
+                key = str(key)  # {512: 1}: people leave out the quotes
             if not isinstance(key, str):
                 raise ConfigError(f"the key {key!r} is not a text", file=marked.file, line=key_node.start_mark.line + 1)
             if key in mapping:

@@ -17,11 +17,12 @@ __all__ = ["Candidate", "Dataset", "Filter", "ImageInfo", "ImageRecord", "Verdic
 
 @dataclass(frozen=True, kw_only=True)
 class ImageRecord:
-    """One image of a source. Its bytes are read late, by calling `read`.
+    """One image of a source. Its bytes are read late, by calling `read`, or `head` where the beginning will do.
 
     Args:
         name: what a person would call it: a path below the source, or an index.
         read: gives the stored bytes; may raise `OSError` or `StorageError`.
+        read_head: gives so many of the first bytes, or all if there are fewer; None where that is no cheaper.
         licence: licence identifier or text, if the source knows it.
         source_url: where the image came from.
         metadata: JSON-able facts that travel with the image, such as a scene graph.
@@ -29,9 +30,21 @@ class ImageRecord:
 
     name: str
     read: Callable[[], bytes]
+    read_head: Callable[[int], bytes] | None = None
     licence: str = ""
     source_url: str = ""
     metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    def head(self, size: int) -> tuple[bytes, bool]:
+        """The first bytes, and whether they are all; raises as `read` does.
+
+        Args:
+            size: how many are enough; there may be more.
+        """
+        if self.read_head is None:
+            return self.read(), True
+        data = self.read_head(size)
+        return data, len(data) < size
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from lens_core.storage import urls
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-__all__ = ["find", "fingerprint", "image_bytes", "plain"]
+__all__ = ["find", "fingerprint", "image_bytes", "plain", "read_head"]
 
 
 def find(url: str, ending: str) -> list[str]:
@@ -42,6 +42,18 @@ def fingerprint(files: Iterable[str]) -> str:
     for url in files:
         digest.update(f"{url}\0{urls.version(url)}\n".encode())
     return digest.hexdigest()
+
+
+def read_head(url: str, size: int) -> bytes:
+    """The first bytes of a file, or all if there are fewer; a store is asked for no more.
+
+    Raises:
+        StorageError: it is absent or cannot be read.
+    """
+    (head,) = urls.read_ranges([(url, 0, size)])
+    if isinstance(head, StorageError):
+        raise head
+    return head
 
 
 def image_bytes(value: Any, folder: str) -> bytes:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lens_core.storage import urls
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -41,6 +43,11 @@ class StageContext:
     seed: int
     registry: Registry
     progress: Progress
+
+    @property
+    def work_url(self) -> str:
+        """A folder that the machines which share the stage have in common; gone once the artefact is finished."""
+        return urls.join(self.run_url, f".work-{self.name}")
 
     def should_stop(self) -> bool:
         """Whether the user, or a signal, asked the run to stop: a long stage then saves its state, raises `Stopped`."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import hashlib
 import json
 import os
 import platform
@@ -28,11 +27,12 @@ from lens_core import __version__
 from lens_core.config.base import config_hash
 from lens_core.errors import ArtifactError, RunFolderError, Stopped, StorageError
 from lens_core.pipeline.context import StageContext
-from lens_core.pipeline.lock import LOCK, locked
+from lens_core.pipeline.lock import LOCK, PEERS, locked, shared
 from lens_core.pipeline.progress import EventLog, Progress
 from lens_core.specs import StageSpec, load_dotted
 from lens_core.storage import urls
 from lens_core.storage.artifacts import FORMAT_VERSION, MANIFEST, Artifact, OutputFolder, load_artifact, manifest_hash
+from lens_core.storage.leases import local_cache, own_folder, worker_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,11 +40,13 @@ if TYPE_CHECKING:
     from lens_core.config.pipeline import Pipeline
     from lens_core.config.stage import StageConfig
     from lens_core.registry import Registry
+    from lens_core.storage.leases import Leases
 
 __all__ = ["EVENTS", "RUN_FILE", "STATE", "run_pipeline"]
 
 RUN_FILE = "run.json"
 EVENTS = "events.jsonl"
+RESOLVED = "resolved.yaml"
 STATE = ".state"
 
 
@@ -93,23 +95,30 @@ def run_pipeline(pipeline: Pipeline, registry: Registry, *, progress: Progress |
     """
     run_url = pipeline.config.run
     _open_run_folder(run_url)
-    with locked(run_url):
+    with contextlib.ExitStack() as stack:
+        lease_s = max((stage.lease_s for stage in pipeline.stages if stage.lease_s is not None), default=None)
+        peers = None
+        if lease_s is None:
+            stack.enter_context(locked(run_url))
+            state_root = _state_root(run_url)
+        else:
+            state_root = stack.enter_context(own_folder(local_cache(run_url)))
+            peers = stack.enter_context(shared(run_url, worker=worker_of(state_root), lease_s=lease_s))
         _refuse_foreign(pipeline, run_url)
-        state_root = _state_root(run_url)
         state_root.mkdir(parents=True, exist_ok=True)
         # A bucket cannot be appended to: there the events are uploaded when the run ends.
         events_file = (urls.local_path(run_url) if urls.is_local(run_url) else state_root) / EVENTS
         events = EventLog(events_file)
         progress = progress or Progress()
         progress.events = events
-        _describe_run(pipeline, run_url)
+        _describe_run(pipeline, run_url, peers)
         artifacts: dict[str, Artifact] = {}
         try:
             with _signals(progress):
                 for number, config in enumerate(pipeline.stages, start=1):
                     label = f"[{number}/{len(pipeline.stages)}] {config.name}"
                     artifacts[config.name] = _run_stage(
-                        config, pipeline, registry, progress, artifacts, label=label, state_root=state_root
+                        config, pipeline, registry, progress, artifacts, peers, label=label, state_root=state_root
                     )
                     if progress.stop_asked and number < len(pipeline.stages):
                         raise Stopped(f"stopped after {config.name}; the same command goes on from here")
@@ -128,6 +137,7 @@ def _run_stage(
     registry: Registry,
     progress: Progress,
     artifacts: dict[str, Artifact],
+    peers: Leases | None,
     *,
     label: str,
     state_root: Path,
@@ -159,9 +169,6 @@ def _run_stage(
         shutil.rmtree(state_dir, ignore_errors=True)
         state_dir.mkdir(parents=True)
         (state_dir / "key").write_text(key.digest())
-    urls.remove(urls.join(url, MANIFEST))
-    urls.remove(url, recursive=True)
-    urls.mkdirs(url)
     output = OutputFolder(url, state_root / "scratch")
     context = StageContext(
         name=config.name,
@@ -178,8 +185,16 @@ def _run_stage(
     started = time.monotonic()
     event = "stage-failed"
     try:
-        stats = run(config, context)
-        artifact = _finish(config, spec, key, output, inputs, stats, time.monotonic() - started, registry)
+        artifact = _await_turn(config, spec, context, key, peers) if peers else None
+        if artifact is None:
+            urls.remove(urls.join(url, MANIFEST))
+            urls.remove(url, recursive=True)
+            urls.mkdirs(url)
+            stats = run(config, context)
+            if peers and not peers.claim(config.name):
+                raise Stopped(f"another machine took {config.name} over, as it heard nothing of this one")
+            artifact = _finish(config, spec, key, output, inputs, stats, time.monotonic() - started, registry)
+            urls.remove(context.work_url, recursive=True)
         event = "stage-done"
     finally:
         progress.close(event)
@@ -187,6 +202,26 @@ def _run_stage(
     shutil.rmtree(state_dir, ignore_errors=True)
     progress.heading(f"  done in {time.monotonic() - started:.1f} s", stage=config.name, status="done")
     return artifact
+
+
+def _await_turn(
+    config: StageConfig, spec: StageSpec, context: StageContext, key: _Key, peers: Leases
+) -> Artifact | None:
+    """Wait until the stage is ours to make (None), or a peer has made it; meanwhile help, if it can be helped."""
+    url, waiting = context.output.url, False
+    while not peers.claim(config.name):
+        if not waiting:
+            context.progress.note(f"another machine is at work on {config.name}")
+            waiting = True
+        if config.lease_s is not None and spec.assist:
+            load_dotted(spec.assist, asked_by=spec.name, extra=spec.extra)(config, context)
+        done, _ = _look(url, key)
+        if done:
+            return done
+        if context.should_stop():
+            raise Stopped("stopped; the same command goes on from here")
+        peers.pause()
+    return _look(url, key)[0]
 
 
 def _finish(
@@ -278,7 +313,9 @@ def _refuse_foreign(pipeline: Pipeline, run_url: str) -> None:
     """Refuse a folder that another pipeline made, or that is no run folder at all."""
     url = urls.join(run_url, RUN_FILE)
     if not urls.exists(url):
-        strangers = [name for name in urls.ls(run_url) if name not in {LOCK, STATE}]
+        # A peer may be writing `run.json` just now, under another name.
+        ours = {LOCK, PEERS, STATE}
+        strangers = [name for name in urls.ls(run_url) if name not in ours and not name.endswith(".tmp")]
         if strangers:
             raise RunFolderError(
                 f"{run_url} is not empty and no run folder of Lens (it holds {strangers[0]!r}); choose another 'run:'"
@@ -303,24 +340,36 @@ def _refuse_foreign(pipeline: Pipeline, run_url: str) -> None:
         )
 
 
-def _describe_run(pipeline: Pipeline, run_url: str) -> None:
+def _describe_run(pipeline: Pipeline, run_url: str, peers: Leases | None) -> None:
     described = {
         "format_version": FORMAT_VERSION,
         "pipeline": Path(pipeline.file).name,
         "stages": {stage.name: stage.type for stage in pipeline.stages},
         "lens": __version__,
     }
-    urls.write_bytes(urls.join(run_url, RUN_FILE), (json.dumps(described, indent=2) + "\n").encode())
     resolved = yaml.safe_dump(pipeline.config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
-    urls.write_bytes(urls.join(run_url, "resolved.yaml"), resolved.encode())
+    if peers:
+        _refuse_other_settings(run_url, resolved, peers)
+    urls.write_bytes(urls.join(run_url, RUN_FILE), (json.dumps(described, indent=2) + "\n").encode())
+    urls.write_bytes(urls.join(run_url, RESOLVED), resolved.encode())
+
+
+def _refuse_other_settings(run_url: str, resolved: str, peers: Leases) -> None:
+    """Peers that want different things would undo each other's work; one that is dead wants nothing."""
+    url = urls.join(run_url, RESOLVED)
+    since = time.monotonic()
+    while urls.exists(url) and urls.read_text(url) != resolved and peers.workers() > 1:
+        if time.monotonic() - since > peers.ttl_s + 2 * peers.beat_s:
+            raise RunFolderError(
+                f"another machine runs this pipeline in {run_url} with other settings ({url}); "
+                "give both the same file, or wait until that one is done"
+            )
+        peers.pause()
 
 
 def _state_root(run_url: str) -> Path:
     """Private state lies beside a local run; for a run in a bucket, in the user's cache folder."""
-    if urls.is_local(run_url):
-        return urls.local_path(run_url) / STATE
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "lens" / hashlib.sha256(run_url.encode()).hexdigest()[:16]
+    return urls.local_path(run_url) / STATE if urls.is_local(run_url) else local_cache(run_url)
 
 
 @contextlib.contextmanager

@@ -6,11 +6,14 @@ too, with a status and no text, so that what is missing can be asked for.
 
 from __future__ import annotations
 
-import io
+import hashlib
 import json
+from array import array
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -18,12 +21,14 @@ from lens_core.errors import ArtifactError, StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from pathlib import Path
 
     from lens_core.storage.artifacts import Artifact, OutputFolder
 
 __all__ = ["CAPTIONS", "CaptionRow", "read_captions", "write_captions"]
 
 CAPTIONS = "captions.parquet"
+_GROUP_ROWS = 8192
 
 _SCHEMA = pa.schema(
     [
@@ -51,24 +56,20 @@ class CaptionRow:
 
 
 def write_captions(output: OutputFolder, rows: Iterable[CaptionRow]) -> None:
-    """Write a caption table.
+    """Write a caption table, a row group at a time: the rows are never in memory together.
 
     Raises:
         ValueError: an image has two rows in one layer.
     """
-    columns: dict[str, list[Any]] = {name: [] for name in _SCHEMA.names}
-    seen: set[tuple[str, str]] = set()
-    for row in rows:
-        if (row.key, row.layer) in seen:
-            raise ValueError(f"image {row.key} has two captions in the layer {row.layer!r}")
-        seen.add((row.key, row.layer))
-        provenance = json.dumps(dict(row.provenance), sort_keys=True, ensure_ascii=False)
-        values = (row.key, row.layer, row.text, row.status, row.detail, len(row.text.split()), provenance)
-        for name, value in zip(_SCHEMA.names, values, strict=True):
-            columns[name].append(value)
-    stream = io.BytesIO()
-    pq.write_table(pa.table(columns, schema=_SCHEMA), stream, write_page_checksum=True)
-    output.write_bytes(CAPTIONS, stream.getvalue())
+    file = output.local_dir("captions") / CAPTIONS
+    digests = array("Q")
+    left = iter(rows)
+    with pq.ParquetWriter(file, _SCHEMA, write_page_checksum=True) as table:
+        while group := list(islice(left, _GROUP_ROWS)):
+            digests.extend(_digest(row.key, row.layer) for row in group)
+            table.write_table(_table(group))
+    _refuse_repeats(file, digests)
+    output.add_file(CAPTIONS, file)
 
 
 def read_captions(artifact: Artifact, *, layers: Iterable[str] | None = None) -> list[CaptionRow]:
@@ -98,3 +99,30 @@ def read_captions(artifact: Artifact, *, layers: Iterable[str] | None = None) ->
         for key, layer, text, status, detail, _, provenance in zip(*columns.values(), strict=True)
         if wanted is None or layer in wanted
     ]
+
+
+def _table(rows: list[CaptionRow]) -> pa.Table:
+    columns: dict[str, list[Any]] = {name: [] for name in _SCHEMA.names}
+    for row in rows:
+        provenance = json.dumps(dict(row.provenance), sort_keys=True, ensure_ascii=False)
+        values = (row.key, row.layer, row.text, row.status, row.detail, len(row.text.split()), provenance)
+        for name, value in zip(_SCHEMA.names, values, strict=True):
+            columns[name].append(value)
+    return pa.table(columns, schema=_SCHEMA)
+
+
+def _refuse_repeats(file: Path, digests: array[int]) -> None:
+    """Eight bytes of each row tell whether any may be there twice; only then are the rows themselves compared."""
+    values_N = np.sort(np.frombuffer(digests, np.uint64))
+    suspects = set(values_N[1:][values_N[1:] == values_N[:-1]].tolist())
+    seen: set[tuple[str, str]] = set()
+    for batch in pq.ParquetFile(file).iter_batches(columns=["key", "layer"]) if suspects else ():
+        for row in zip(*batch.to_pydict().values(), strict=True):
+            if _digest(*row) in suspects:
+                if row in seen:
+                    raise ValueError(f"image {row[0]} has two captions in the layer {row[1]!r}")
+                seen.add(row)
+
+
+def _digest(key: str, layer: str) -> int:
+    return int.from_bytes(hashlib.blake2b(f"{layer}\0{key}".encode(), digest_size=8).digest())

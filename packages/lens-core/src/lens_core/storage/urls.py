@@ -7,6 +7,7 @@ folder and then a rename, on an object store one PUT per file.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import posixpath
 import uuid
@@ -19,7 +20,7 @@ from lens_core.errors import MissingExtraError, StorageError
 from lens_core.specs import pip_line
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from typing import BinaryIO
 
 __all__ = [
@@ -27,12 +28,14 @@ __all__ = [
     "exists",
     "is_local",
     "join",
+    "keeps_apart",
     "local_path",
     "ls",
     "mkdirs",
     "open_read",
     "put_file",
     "read_bytes",
+    "read_ranges",
     "read_text",
     "remove",
     "resolve",
@@ -42,6 +45,12 @@ __all__ = [
 ]
 
 _EXTRAS = {"s3": "lens-core[s3]", "s3a": "lens-core[s3]"}
+_EXCLUSIVE = {"s3", "s3a"}
+"""Whose libraries hand "only if it is absent" to the server. Others look first and then write, which is no guard."""
+
+
+class _NotExclusiveError(StorageError):
+    """The store has no way to create a file only if it is absent."""
 
 
 def is_local(url: str) -> bool:
@@ -110,6 +119,24 @@ def open_read(url: str) -> BinaryIO:
         return fs.open(path, "rb")  # type: ignore[no-any-return]
 
 
+def read_ranges(ranges: Sequence[tuple[str, int, int]]) -> list[bytes | StorageError]:
+    """Parts of files, (URL, first byte, size) each; a store is asked for all of them at once.
+
+    What cannot be read is an error in its place; a part that goes beyond the end of its file comes back shorter.
+    """
+    if not ranges:
+        return []
+    fs, _ = _fs(ranges[0][0])
+    paths = [_fs(url)[1] for url, _, _ in ranges]
+    starts, ends = [start for _, start, _ in ranges], [start + size for _, start, size in ranges]
+    with _told(ranges[0][0], "read"):
+        parts = fs.cat_ranges(paths, starts, ends, on_error="return")
+    return [
+        StorageError(f"cannot read {url}: {_reason(part)}") if isinstance(part, Exception) else bytes(part)
+        for (url, _, _), part in zip(ranges, parts, strict=True)
+    ]
+
+
 def write_bytes(url: str, data: bytes) -> None:
     """Write a file in one step: readers see the old content or the new, never a part."""
     if is_local(url):
@@ -147,28 +174,62 @@ def put_file(url: str, source: Path) -> None:
 
 
 def create_exclusive(url: str, data: bytes) -> bool:
-    """Write a small file only if it does not exist yet; False if it does.
+    """Write a file only if it does not exist yet, in one step; False if somebody else's is there.
 
     Raises:
         StorageError: the store cannot do that, so it cannot keep two writers apart.
     """
     if is_local(url):
-        with _told(url, "write"):
-            try:
-                with local_path(url).open("xb") as file:
-                    file.write(data)
-            except FileExistsError:
-                return False
-        return True
+        return _create_exclusive_here(url, data)
     fs, path = _fs(url)
+    if url.split("://")[0] not in _EXCLUSIVE:
+        raise _NotExclusiveError(f"{url}: this store cannot create a file exclusively")
     try:
         fs.pipe_file(path, data, mode="create")
     except FileExistsError:
-        return False
+        # A request whose answer was lost is sent again by the library, and then meets its own file.
+        return read_bytes(url) == data
     except (NotImplementedError, TypeError, ValueError) as error:
-        raise StorageError(f"{url}: this store cannot create a file exclusively ({error})") from error
+        raise _NotExclusiveError(f"{url}: this store cannot create a file exclusively ({error})") from error
     except OSError as error:
         raise StorageError(f"cannot write {url}: {_reason(error)}") from error
+    return True
+
+
+def keeps_apart(folder: str) -> bool:
+    """Whether a store lets only one of two writers create a file of one name; it is tried out in that folder.
+
+    Stores that speak S3 and do not know `If-None-Match` take both without a word.
+    """
+    url = join(folder, f".exclusive-{uuid.uuid4().hex[:8]}")
+    try:
+        return create_exclusive(url, b"one") and not create_exclusive(url, b"two")
+    except _NotExclusiveError:
+        return False
+    finally:
+        remove(url)
+
+
+def _create_exclusive_here(url: str, data: bytes) -> bool:
+    """A link, unlike `open("x")`, shows the file only when it is whole; and it holds on NFS too."""
+    path = local_path(url)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    with _told(url, "write"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            path.hardlink_to(temporary)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if error.errno in {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}:
+                raise _NotExclusiveError(f"{url}: this file system cannot create a file exclusively") from error
+            raise
+        finally:
+            temporary.unlink(missing_ok=True)
     return True
 
 

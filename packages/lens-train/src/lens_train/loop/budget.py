@@ -25,6 +25,16 @@ class Budget(Config):
             raise ValueError(f"give exactly one of flops, steps and minutes, not {' and '.join(given) or 'none'}")
         return self
 
+    @property
+    def amount(self) -> tuple[float, str, float]:
+        """What there is to spend, the unit that people read it in, and how much of it is one such unit."""
+        if self.flops is not None:
+            return self.flops, "TFLOP", 1e12
+        if self.steps is not None:
+            return self.steps, "steps", 1
+        assert self.minutes is not None
+        return self.minutes, "min", 1
+
     def share(self, *, flops: float, steps: int, seconds: float) -> float:
         """How much of the budget is used, from 0 to 1 and a little beyond."""
         if self.flops is not None:

@@ -1,50 +1,69 @@
-"""The training loop: one step that fits on a screen, repeated within a budget, saved and resumed exactly.
+"""The training loop: a step that fits on a screen, repeated within a budget, saved and resumed exactly.
 
-Suffixes: B images, N image tokens of a batch, T text tokens, C channels, H and W pixels.
+A step takes the plan's next packs, each rank its share, adds up their gradients, and moves the weights once. Which
+samples these are, their noise and their times follow from the step's number, so the state is the weights and that
+number; a run on another number of ranks goes on with the same samples.
+
+Suffixes: N image tokens of a pack, C channels, G samples.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.tensorboard import SummaryWriter
 
 from lens_core.diffusion.prediction import target_velocity, to_velocity
-from lens_core.diffusion.ragged import RaggedBatch, offsets_of
+from lens_core.diffusion.ragged import RaggedBatch
 from lens_core.errors import LensError, Stopped
-from lens_train.loop.state import load_state, save_state
-from lens_train.objective.flow import quartile, sample_losses, targets
+from lens_train.checkpoint.state import TrainingState
+from lens_train.data.loader import PackLoader
+from lens_train.loop.batch import assemble
+from lens_train.loop.metrics import LossTable, MetricsFile
+from lens_train.objective.flow import sample_losses
 from lens_train.optim.build import Optimizers, learning_rate_factor
+from lens_train.optim.ema import Ema
+from lens_train.parallel.fixed_size import pad_to
+from lens_train.parallel.shard import clip_gradients, sync_gradients
+from lens_train.watch.flops import recomputed_flops
+from lens_train.watch.groups import WeightGroups
+from lens_train.watch.sinks import open_sinks
+from lens_train.watch.speed import Speed
+from lens_train.watch.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from lens_core.config.prediction import PredictionConfig
     from lens_core.contracts.diffusion import Autoencoder
     from lens_core.pipeline.progress import Progress
-    from lens_train.data.captioned import CaptionedImages
+    from lens_train.checkpoint.store import CheckpointStore
+    from lens_train.data.images import ImageSource
+    from lens_train.data.loader import LoadedPack
+    from lens_train.data.text import Captions
+    from lens_train.loop.batch import Batch
     from lens_train.loop.budget import Budget
     from lens_train.objective.config import ObjectiveConfig
     from lens_train.optim.config import OptimizerConfig
+    from lens_train.parallel.world import World
+    from lens_train.planning.manifest import Manifest
+    from lens_train.planning.packs import Plan
+    from lens_train.watch.config import WatchConfig
 
 __all__ = ["Counters", "Trainer"]
 
 MAX_SKIPPED_IN_A_ROW = 10
-STATE = "training.safetensors"
-METRICS = "metrics.jsonl"
-TENSORBOARD = "tb"
 
 
 @dataclass
 class Counters:
-    """What has been done so far; part of the saved state."""
+    """What has been done so far, over all ranks; part of the saved state."""
 
     step: int = 0
     flops: float = 0.0
@@ -54,6 +73,9 @@ class Counters:
     text_tokens: int = 0
     skipped: int = 0
     skipped_in_a_row: int = 0
+    bad_samples: int = 0
+    executed_flops: float = 0.0
+    padding_tokens: int = 0
 
 
 @dataclass
@@ -61,148 +83,245 @@ class Trainer:
     """Trains a denoiser, and its text encoder if that is trainable.
 
     Args:
-        transformer: the denoiser.
-        text_encoder: prompts to features.
+        transformer: the denoiser, on its device, sharded if it shall be.
+        captions: the text encoder, likewise.
         autoencoder: pixels to tokens.
-        data: the captioned images.
+        manifest: the samples.
+        plan: which of them a pack holds.
+        source: their images.
+        sides: the resolutions among them, for the losses that are told apart.
+        packs_per_step: packs of a step, over all ranks.
+        workers: processes that read and decode.
+        flops: what training on samples of some image and text tokens costs.
         objective: what is learned.
+        prediction: what the denoiser's output means.
         optimizer: how parameters are moved.
         budget: how long.
-        batch_size: samples a step.
         ema_decay: of the averaged weights that the finished model has.
-        bf16: compute in bfloat16 where that is safe; weights stay float32.
-        device: where.
+        dtype: what is computed in; weights stay as they are.
+        world: this rank and the others.
+        store: where the state is saved.
+        trainable_only: leave what is frozen out of the state: a base model under adapters is where it came from.
+        folder: where metrics and curves lie.
+        watch: what is measured.
         seed: of everything random.
-        state_dir: where the state, the metrics and TensorBoard's files lie.
         save_every_s: seconds between saves.
-        log_every: steps between lines of metrics.
+        max_bad_samples: how many unreadable samples are passed over before the run ends.
+        fixed_size: pad packs to the plan's capacity.
+        recomputes: whether the backward pass computes the blocks of a Lens denoiser again.
     """
 
     transformer: Any
-    text_encoder: Any
+    captions: Captions
     autoencoder: Autoencoder
-    data: CaptionedImages
+    manifest: Manifest
+    plan: Plan
+    source: ImageSource
+    sides: Sequence[int]
+    packs_per_step: int
+    workers: int
+    flops: Callable[[Sequence[int], Sequence[int]], float]
     objective: ObjectiveConfig
+    prediction: PredictionConfig
     optimizer: OptimizerConfig
     budget: Budget
-    batch_size: int
     ema_decay: float
-    bf16: bool
-    device: torch.device
+    dtype: torch.dtype
+    world: World
+    store: CheckpointStore
+    folder: Path
+    watch: WatchConfig
     seed: int
-    state_dir: Path
     save_every_s: float
-    log_every: int
+    max_bad_samples: int
+    trainable_only: bool = False
+    fixed_size: bool = False
+    recomputes: bool = False
     counters: Counters = field(default_factory=Counters)
 
     def __post_init__(self) -> None:
         self.modules: dict[str, nn.Module] = {"transformer": self.transformer}
-        if self.text_encoder.trainable:
-            self.modules["text_encoder"] = self.text_encoder
+        if self.captions.encoder.trainable:
+            self.modules["text_encoder"] = self.captions.encoder
         self.optimizers = Optimizers(self.optimizer, self.modules.values())
         self.parameters: list[Tensor] = [
             p for module in self.modules.values() for p in module.parameters() if p.requires_grad
         ]
-        self.ema = [parameter.detach().clone() for parameter in self.parameters]
-        texts = ["", *dict.fromkeys(text for own in self.data.captions for text in own)]
-        self.token_ids = dict(zip(texts, self.text_encoder.tokenize(texts), strict=True))
+        self.ema = Ema(self.modules, self.ema_decay)
+        self.state = TrainingState(self.modules, self.optimizers.parts, self.ema, trainable_only=self.trainable_only)
+        self.losses = LossTable(self.sides)
+        self.groups = WeightGroups(self.modules)
+        self.stopwatch = Stopwatch(self.world.device)
 
     def run(self, progress: Progress) -> None:
         """Train until the budget is used up; go on from the saved state if there is one.
 
         Raises:
             Stopped: the user asked for it; the state is saved.
-            LensError: the loss stays non-finite.
+            LensError: the loss stays non-finite, or too many samples cannot be read.
         """
         self._resume(progress)
-        saved_at = time.monotonic()
-        total = self.budget.flops or self.budget.steps or self.budget.minutes
-        unit = "TFLOP" if self.budget.flops else "steps" if self.budget.steps else "min"
-        scale = 1e12 if self.budget.flops else 1
-        progress.start(total / scale if total else None, unit)
-        with (
-            (self.state_dir / METRICS).open("a", encoding="utf-8") as metrics,
-            SummaryWriter(str(self.state_dir / TENSORBOARD), purge_step=self.counters.step + 1) as board,
-        ):
-            batch = self.next_batch()
-            if self.counters.step == 0 and not self._allowed(batch.flops):
-                raise LensError(f"budget.flops: one step costs {batch.flops:.3g}, so {total:.3g} buys none; raise it")
-            while self._allowed(batch.flops):
+        c, saved_at = self.counters, time.monotonic()
+        total, unit, scale = self.budget.amount
+        progress.start(total / scale, unit)
+        next_flops = self._planned_flops()
+        if c.step == 0 and not self._allowed(next_flops):
+            raise LensError(f"budget.flops: one step costs {next_flops:.3g}, so {total:.3g} buys none; raise it")
+        loader = self.loader()
+        speed = Speed(self, loader)
+        with ExitStack() as closing:
+            writers = self._writers(closing)
+            while self._allowed(next_flops):
                 started = time.monotonic()
-                record = self.train_step(batch)
-                batch = self.next_batch()
-                self.counters.seconds += time.monotonic() - started
-                used = self._share() * total / scale if total else 0
-                progress.update(used, **self._shown(record))
-                is_last = not self._allowed(batch.flops)
-                if self.counters.step % self.log_every == 0 or self.counters.step == 1 or is_last:
-                    self._log(record, metrics, board)
-                if progress.stop_asked or time.monotonic() - saved_at > self.save_every_s:
+                packs = [next(loader) for _ in range(self._own_packs)]
+                with self.world.watching(f"step {c.step + 1}"):
+                    record = self.train_step(packs, progress)
+                    now = time.monotonic()
+                    took, unsaved, stop = self._agree(now - started, now - saved_at, stop=progress.stop_asked)
+                next_flops = self._planned_flops()
+                c.seconds += took
+                progress.update(self._share() * total / scale, **self._shown(record))
+                if self._is_logged(c.step):
+                    self._log(record | speed.take(), writers)
+                if stop or unsaved > self.save_every_s:
                     # The state comes last: what it counts as done is then on disk.
-                    metrics.flush()
-                    board.flush()
+                    for writer in writers:
+                        writer.flush()
                     self._save()
                     saved_at = time.monotonic()
-                if progress.stop_asked:
-                    raise Stopped(f"stopped at step {self.counters.step}; the same command goes on from here")
+                if stop:
+                    self.store.wait()
+                    raise Stopped(f"stopped at step {c.step}; the same command goes on from here")
+            self.store.wait()
 
-    @contextmanager
-    def averaged(self) -> Iterator[None]:
-        """Put the averaged weights into the modules for a while."""
-        before = [parameter.detach().clone() for parameter in self.parameters]
-        with torch.no_grad():
-            torch._foreach_copy_(self.parameters, self.ema)
-            try:
-                yield
-            finally:
-                torch._foreach_copy_(self.parameters, before)
+    def loader(self) -> PackLoader:
+        """This rank's packs, from the step that comes next."""
+        first = self.counters.step * self.packs_per_step + self.world.rank
+        return PackLoader(self.plan, self.source, first=first, stride=self.world.size, workers=self.workers)
 
-    def train_step(self, batch: Batch) -> dict[str, Any]:
-        """One optimiser step; returns what is worth logging."""
+    def train_step(self, packs: Sequence[LoadedPack], progress: Progress | None = None) -> dict[str, Any]:
+        """One optimiser step; returns what is worth logging, over all ranks.
+
+        Args:
+            packs: this rank's share of the step.
+            progress: where samples that cannot be read are told.
+
+        Raises:
+            LensError: too many of them, or too many steps in a row that are not finite.
+        """
+        logged = self._is_logged(self.counters.step + 1)
         factor = learning_rate_factor(self.optimizer, self.counters.step, self._share())
         self.optimizers.set_factor(factor)
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
-            text = self.text_encoder(batch.ids_T, batch.text_offsets)
-            output_NC = self.transformer.forward_ragged(
-                RaggedBatch(
-                    image=batch.x_NC,
-                    text=text,
-                    image_offsets=batch.image_offsets,
-                    text_offsets=batch.text_offsets,
-                    grids=batch.grids,
-                    timestep=batch.timestep_G,
-                )
-            )
-        t_N1 = batch.timestep_G.repeat_interleave(batch.image_offsets.diff().to(self.device))[:, None]
-        velocity_NC = to_velocity(self.objective.prediction, output_NC.float(), batch.x_NC, t_N1)
-        goal_NC = target_velocity(self.objective.prediction, batch.velocity_NC, t_N1)
-        losses_G = sample_losses(velocity_NC, goal_NC, batch.image_offsets.diff().tolist())
-        loss = losses_G.mean()
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.optimizer.clip)
-        finite = bool(torch.isfinite(loss) & torch.isfinite(norm))
+        batches = [self.assemble(pack) for pack in packs]
+        weight, bad = self._sum([sum(float(self._weights(b).sum()) for b in batches), sum(len(p.bad) for p in packs)])
+        if bad:
+            self._pass_over(round(bad), [line for pack in packs for line in pack.bad], progress)
+        losses: list[Tensor] = []
+        for number, batch in enumerate(batches):
+            sync_gradients(self.modules.values(), number == len(batches) - 1)
+            losses_G = self.sample_losses(batch)
+            # Gradients are summed over ranks and packs: the whole step's weight makes them a mean.
+            ((losses_G * self._weights(batch)).sum() / weight).backward()
+            losses.append(losses_G.detach())
+        parts = self.groups.gradient_norms() if logged else {}
+        norm = clip_gradients(self.parameters, self.optimizer.clip).item()
+        finite = math.isfinite(norm)
+        before = self.groups.copy() if logged else {}
         if finite:
             self.optimizers.step()
-            # Early on the average would mostly remember the initial weights, so its decay starts small.
-            decay = min(self.ema_decay, (1 + self.counters.step) / (10 + self.counters.step))
-            torch._foreach_lerp_(self.ema, [p.detach() for p in self.parameters], 1 - decay)
+            self.ema.update(self.counters.step)
+        if logged:
+            parts |= self.groups.update_ratios(before)
         self.optimizers.zero_grad()
-        self._count(batch, finite)
-        return {
-            "loss": loss.item(),
-            "grad_norm": norm.item(),
-            "lr": self.optimizer.lr * factor,
-            "losses": losses_G.detach().tolist(),
-            "times": batch.timestep_G.tolist(),
-        }
+        loss, by_name = self._count(batches, losses, weight, finite)
+        return {"loss": loss, "grad_norm": norm, "lr": self.optimizer.lr * factor, **by_name, **parts}
 
-    def _count(self, batch: Batch, finite: bool) -> None:
+    def assemble(self, pack: LoadedPack) -> Batch:
+        """What a pack is computed on."""
+        return assemble(
+            pack,
+            stopwatch=self.stopwatch,
+            manifest=self.manifest,
+            autoencoder=self.autoencoder,
+            captions=self.captions,
+            flops=self.flops,
+            objective=self.objective,
+            seed=self.seed,
+            device=self.world.device,
+        )
+
+    def sample_losses(self, batch: Batch) -> Tensor:
+        """The loss [G] of every sample of a batch."""
+        device = self.world.device
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+            with self.stopwatch.part("train text" if self.captions.encoder.trainable else "encode"):
+                text = self.captions.features(batch.texts, batch.ids, device)
+            ragged = RaggedBatch(
+                image=batch.x_NC,
+                text=text,
+                image_offsets=batch.image_offsets,
+                text_offsets=batch.text_offsets,
+                grids=batch.grids,
+                timestep=batch.timestep_G,
+            )
+            if any(self._room(batch)):
+                assert self.plan.capacity is not None
+                ragged = pad_to(ragged, self.plan.capacity)
+            output_NC = self.transformer.forward_ragged(ragged)[: len(batch.x_NC)]
+        t_N1 = batch.timestep_G.repeat_interleave(batch.image_offsets.diff().to(device))[:, None]
+        velocity_NC = to_velocity(self.prediction, output_NC.to(batch.x_NC.dtype), batch.x_NC, t_N1)
+        goal_NC = target_velocity(self.prediction, batch.velocity_NC, t_N1)
+        return sample_losses(velocity_NC, goal_NC, batch.image_offsets.diff().tolist())
+
+    def _room(self, batch: Batch) -> tuple[int, int]:
+        """Image and text tokens that bring a pack to its fixed size; none for the rare pack that is larger."""
+        capacity = self.plan.capacity if self.fixed_size else None
+        if capacity is None:
+            return 0, 0
+        room = capacity[0] - len(batch.x_NC), capacity[1] - int(batch.text_offsets[-1])
+        return room if min(room) >= 0 else (0, 0)
+
+    def _extra_flops(self, batch: Batch) -> float:
+        """What is carried out beyond what the model needs: for padding, and for what checkpointing computes again."""
+        image, text = self._room(batch)
+        extra = self.flops([image], [text]) if image or text else 0.0
+        if self.recomputes:
+            images, texts = batch.image_offsets.diff().tolist(), batch.text_offsets.diff().tolist()
+            extra += recomputed_flops(self.transformer.config, [*images, image], [*texts, text])
+        return extra
+
+    def _weights(self, batch: Batch) -> Tensor:
+        """How much each sample counts [G]."""
+        lengths_G = batch.image_offsets.diff().to(self.world.device, torch.float32)
+        return lengths_G if self.objective.weight == "tokens" else torch.ones_like(lengths_G)
+
+    def _count(
+        self, batches: Sequence[Batch], losses: Sequence[Tensor], weight: float, finite: bool
+    ) -> tuple[float, dict[str, float]]:
+        """Add a step to the counters; returns the loss of all ranks, and its parts by noise level and resolution."""
         c = self.counters
+        own = [
+            sum(float((one * self._weights(b)).sum()) for one, b in zip(losses, batches, strict=True)) / weight,
+            sum(b.flops for b in batches),
+            sum(len(b.grids) for b in batches),
+            sum(len(b.x_NC) for b in batches),
+            sum(int(b.text_offsets[-1]) for b in batches),
+            sum(b.flops + self._extra_flops(b) for b in batches),
+            sum(sum(self._room(b)) for b in batches),
+        ]
+        table = self.losses.vector(
+            torch.cat(list(losses)).tolist(),
+            torch.cat([b.timestep_G for b in batches]).tolist(),
+            [side for b in batches for side in b.sides],
+        )
+        loss, flops, images, image_tokens, text_tokens, executed, padding, *table = self._sum([*own, *table])
         c.step += 1
-        c.flops += batch.flops
-        c.images += self.batch_size
-        c.image_tokens += len(batch.x_NC)
-        c.text_tokens += len(batch.ids_T)
+        c.flops += flops
+        c.images += round(images)
+        c.image_tokens += round(image_tokens)
+        c.text_tokens += round(text_tokens)
+        c.executed_flops += executed
+        c.padding_tokens += round(padding)
         c.skipped += not finite
         c.skipped_in_a_row = 0 if finite else c.skipped_in_a_row + 1
         if c.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
@@ -210,31 +329,39 @@ class Trainer:
                 f"the loss or its gradient was not finite in {MAX_SKIPPED_IN_A_ROW} steps in a row (step {c.step}); "
                 "lower the learning rate"
             )
+        return loss, self.losses.means(table)
 
-    def next_batch(self) -> Batch:
-        """The batch of the step that comes next; the same one however often it is asked for."""
-        samples = self.data.batch(self.counters.step, self.batch_size)
-        pixels_BHWC = torch.from_numpy(self.data.pixels[[sample.number for sample in samples]])
-        pixels_BCHW = pixels_BHWC.permute(0, 3, 1, 2).to(self.device, torch.float32) / 127.5 - 1
-        with torch.no_grad():
-            tokens = list(self.autoencoder.encode(pixels_BCHW))
-        goal = targets(self.objective, tokens, samples, self.seed)
-        ids = [self.token_ids[caption] for caption in goal.captions]
-        image_lengths, text_lengths = [len(one) for one in tokens], [len(one) for one in ids]
-        stride = self.autoencoder.stride
-        grid = (self.data.size[0] // stride, self.data.size[1] // stride)
-        trains_text = self.text_encoder.trainable
-        flops = self.transformer.training_flops(image_lengths, text_lengths, text_gradient=trains_text)
-        return Batch(
-            x_NC=goal.x_NC,
-            velocity_NC=goal.velocity_NC,
-            timestep_G=goal.timestep_G,
-            ids_T=torch.tensor([token for one in ids for token in one], dtype=torch.long, device=self.device),
-            image_offsets=offsets_of(image_lengths),
-            text_offsets=offsets_of(text_lengths),
-            grids=torch.tensor([grid] * len(samples)),
-            flops=flops + self.text_encoder.training_flops(text_lengths),
-        )
+    def _pass_over(self, count: int, told: Sequence[str], progress: Progress | None) -> None:
+        """Samples that could not be read, `told` being this rank's: say so, up to a limit."""
+        for line in told:
+            if progress:
+                progress.warn(f"{line}; it is passed over")
+        self.counters.bad_samples += count
+        if self.counters.bad_samples > self.max_bad_samples:
+            last = f"; the last: {told[-1]}" if told else ""
+            raise LensError(
+                f"{self.counters.bad_samples} samples cannot be read, more than data.max_bad_samples allows{last}"
+            )
+
+    def _sum(self, values: Sequence[float]) -> list[float]:
+        if self.world.size == 1:
+            return list(values)
+        totals: list[float] = self.world.sum_over(torch.tensor(values, dtype=torch.float64)).tolist()
+        return totals
+
+    def _agree(self, took: float, unsaved: float, *, stop: bool) -> tuple[float, float, bool]:
+        """Rank 0's clocks, and whether anyone was asked to stop: what hangs on them must be the same on all ranks."""
+        own = [took, unsaved] if self.world.is_main else [0.0, 0.0]
+        took, unsaved, stops = self._sum([*own, float(stop)])
+        return took, unsaved, stops > 0
+
+    @property
+    def _own_packs(self) -> int:
+        return self.packs_per_step // self.world.size
+
+    def _planned_flops(self) -> float:
+        first = self.counters.step * self.packs_per_step
+        return sum(self.plan.pack(index).flops for index in range(first, first + self.packs_per_step))
 
     def _share(self) -> float:
         c = self.counters
@@ -244,23 +371,27 @@ class Trainer:
         c = self.counters
         return self.budget.allows(flops=c.flops, steps=c.step, seconds=c.seconds, next_flops=next_flops)
 
+    def _is_logged(self, step: int) -> bool:
+        """Whether a step's metrics are written: the first, every so many, and that which ends a budget of steps."""
+        return step == 1 or step % self.watch.log_every == 0 or step == self.budget.steps
+
     def _shown(self, record: dict[str, Any]) -> dict[str, Any]:
         rate = self.counters.images / max(self.counters.seconds, 1e-9)
         return {"loss": record["loss"], "step": self.counters.step, "img/s": rate}
 
-    def _log(self, record: dict[str, Any], metrics: Any, board: SummaryWriter) -> None:
+    def _writers(self, closing: ExitStack) -> list[Any]:
+        """The file of metrics and the sinks; one rank writes."""
+        if not self.world.is_main:
+            return []
+        step = self.counters.step
+        writers = [MetricsFile(self.folder, step=step), *open_sinks(self.watch, self.folder, step=step)]
+        for writer in writers:
+            closing.callback(writer.close)
+        return writers
+
+    def _log(self, record: dict[str, Any], writers: Sequence[Any]) -> None:
         c = self.counters
-        by_quartile: dict[str, float] = {}
-        for number in range(4):
-            part = [loss for loss, t in zip(record["losses"], record["times"], strict=True) if quartile(t) == number]
-            if part:
-                by_quartile[f"loss_t{number + 1}"] = sum(part) / len(part)
-        line = {
-            "step": c.step,
-            "loss": record["loss"],
-            "grad_norm": record["grad_norm"],
-            "lr": record["lr"],
-            **by_quartile,
+        line = record | {
             "flops": c.flops,
             "images": c.images,
             "text_tokens": c.text_tokens,
@@ -269,49 +400,21 @@ class Trainer:
             "images_per_s": c.images / max(c.seconds, 1e-9),
             "tokens_per_s": (c.image_tokens + c.text_tokens) / max(c.seconds, 1e-9),
         }
-        # JSON has no NaN: a step that was skipped has no loss.
-        line = {name: value if math.isfinite(value) else None for name, value in line.items()}
-        metrics.write(json.dumps(line) + "\n")
-        for name in ("loss", "grad_norm", "lr", "images_per_s", "tokens_per_s", *by_quartile):
-            if line[name] is not None:
-                board.add_scalar(name, line[name], c.step)
+        for writer in writers:
+            writer.write(c.step, line)
 
     def _save(self) -> None:
-        save_state(
-            self.state_dir / STATE,
-            modules=self.modules,
-            optimizers=self.optimizers.parts,
-            ema=self.ema,
-            counters=asdict(self.counters),
-        )
+        meta = {"counters": asdict(self.counters), "plan": self.plan.fingerprint, "ranks": self.world.size}
+        self.store.save(self.counters.step, self.state, meta)
 
     def _resume(self, progress: Progress) -> None:
-        metrics = self.state_dir / METRICS
-        if not (self.state_dir / STATE).exists():
-            metrics.unlink(missing_ok=True)
+        meta = self.store.load_latest(self.state)
+        if meta is None:
             return
-        counters = load_state(
-            self.state_dir / STATE, modules=self.modules, optimizers=self.optimizers.parts, ema=self.ema
-        )
-        self.counters = Counters(**counters)
-        # Lines of steps that were made after the last save are about to be written again.
-        lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True) if metrics.exists() else []
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= self.counters.step]
-        temporary = metrics.with_suffix(".tmp")
-        temporary.write_text("".join(kept), encoding="utf-8")
-        temporary.replace(metrics)
+        if meta["plan"] != self.plan.fingerprint:
+            raise LensError(
+                f"{self.store.folder}: the state saved there is of other data or other batches; "
+                "train in another run folder, or remove it"
+            )
+        self.counters = Counters(**meta["counters"])
         progress.note(f"goes on from step {self.counters.step}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Batch:
-    """What a step is trained on: a ragged batch before its text is encoded, the target, and what the step costs."""
-
-    x_NC: Tensor
-    velocity_NC: Tensor
-    timestep_G: Tensor
-    ids_T: Tensor
-    image_offsets: Tensor
-    text_offsets: Tensor
-    grids: Tensor
-    flops: float

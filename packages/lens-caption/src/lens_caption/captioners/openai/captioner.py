@@ -9,13 +9,16 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import aiohttp  # noqa: F401 (so that a missing library shows when the captioner is looked up)
+import simplejpeg  # noqa: F401 (likewise)
 
 from lens_caption.captioners.openai.outcomes import outcome_of
-from lens_caption.captioners.openai.requests import PREPARATION, RequestPlan
+from lens_caption.captioners.openai.picture import PREPARATION
+from lens_caption.captioners.openai.requests import RequestPlan
 from lens_caption.engine.book import with_facts
 from lens_caption.engine.client import Client, LostError, NotSentError
 from lens_caption.engine.lanes.sync import understand
@@ -26,7 +29,7 @@ from lens_core.contracts import CaptionOutcome, ImageItem
 from lens_core.errors import LensError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from lens_caption.captioners.openai.config import OpenAIConfig
     from lens_caption.engine.settings import LaneName
@@ -34,7 +37,11 @@ if TYPE_CHECKING:
 
 __all__ = ["OpenAICaptioner"]
 
+T = TypeVar("T")
+
 _FIRST_PAUSE_S = 0.5
+_AZURE_KEEPS_S = 14 * 24 * 3600
+"""Azure takes 10,000 files that say when they end, and 500 of others; this is the shortest life that it gives."""
 
 
 class OpenAICaptioner:
@@ -58,10 +65,13 @@ class OpenAICaptioner:
         self._plans = {"sync": RequestPlan.of(config)}
         self._recipe = self._plans["sync"].recipe
         self.endpoint = Endpoint(
-            url=config.base_url,
+            url=config.answers_url,
+            files_url=config.files_url,
             model=config.model,
             headers={name: value for name, value in auth.items() if key},  # type: ignore[misc]
             query={"api-version": config.api_version} if config.api_version else {},
+            lines_root="" if config.asks_a_deployment else "/v1",
+            keep_files_s=_AZURE_KEEPS_S if config.is_azure and not config.asks_a_deployment else None,
             timeout_s=config.timeout_s,
             concurrency=config.concurrency,
             max_attempts=config.max_attempts,
@@ -109,14 +119,14 @@ class OpenAICaptioner:
         """
         if self._runner is None:
             raise LensError("the captioner is closed")
-        return self._runner.run(self._caption(images))
+        return _apart(self._runner.run, self._caption(images))
 
     def close(self) -> None:
         """Close the connections."""
         if self._runner is not None:
             if self._client is not None:
-                self._runner.run(self._client.__aexit__())
-            self._runner.close()
+                _apart(self._runner.run, self._client.__aexit__())
+            _apart(self._runner.close)
             self._runner = self._client = None
 
     async def _caption(self, images: Sequence[ImageItem]) -> list[CaptionOutcome]:
@@ -170,3 +180,13 @@ class OpenAICaptioner:
             "attempts": attempts,
         }
         return with_facts(outcome, {**self._provenance, **outcome.provenance, **facts})
+
+
+def _apart(call: Callable[..., T], *arguments: Any) -> T:
+    """What it returns; where an event loop runs already, as in a notebook, a thread does it."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return call(*arguments)
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(call, *arguments).result()

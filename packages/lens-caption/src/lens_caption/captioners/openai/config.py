@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from lens_core.config.base import ComponentConfig
 
@@ -15,20 +15,29 @@ OPENAI_URL = "https://api.openai.com/v1"
 
 
 class OpenAIConfig(ComponentConfig):
-    """Any vision model behind an OpenAI-style endpoint: OpenAI, vLLM, SGLang, Ollama, llama.cpp.
+    """Any vision model behind an OpenAI-style endpoint: OpenAI, Azure, vLLM, SGLang, Ollama, llama.cpp.
 
     The API key comes from an environment variable, never from this file.
     """
 
     type: Literal["openai"] = "openai"
     model: str = Field(min_length=1, description="The model's name at the endpoint, such as gpt-4.1.")
-    base_url: str = Field(OPENAI_URL, description="The endpoint, up to and with /v1.")
+    base_url: str = Field(
+        OPENAI_URL, description="The endpoint, up to and with /v1; of Azure, the resource's address will do."
+    )
     api: Literal["auto", "responses", "chat"] = Field(
         "auto",
         description="Which API to speak; auto takes responses for OpenAI itself and chat for every other server.",
     )
     api_key_env: str = Field("OPENAI_API_KEY", description="Name of the environment variable that holds the API key.")
-    api_version: str | None = Field(None, min_length=1, description="Azure's api-version; null leaves it out.")
+    api_version: str | None = Field(
+        None,
+        min_length=1,
+        description="Asks Azure's older API, by deployments; null asks its newer one.",
+    )
+    dialect: Literal["auto", "openai", "azure"] = Field(
+        "auto", exclude=True, description="Which header has the key, and the like; auto goes by the endpoint's host."
+    )
     prompt: str = Field("dense-1", min_length=1, description="The recipe: what is asked about each image.")
     recipes: str | None = Field(None, min_length=1, description="Folder of your own recipes, looked at first.")
     instruction: str | None = Field(None, min_length=1, description="Words of your own, instead of a recipe.")
@@ -58,10 +67,43 @@ class OpenAIConfig(ComponentConfig):
             raise ValueError("an endpoint must not carry credentials; set them in the environment")
         return url.rstrip("/")
 
+    @model_validator(mode="after")
+    def _azures_older_api(self) -> OpenAIConfig:
+        if self.is_azure and "/deployments/" in self.base_url and self.api_version is None:
+            raise ValueError("a deployment's address wants an api_version; without one, end base_url in /openai/v1")
+        if self.asks_a_deployment and self.api == "responses":
+            raise ValueError("Azure's deployments know chat only; for responses leave api_version out")
+        return self
+
     @property
     def is_azure(self) -> bool:
         """Whether the endpoint is Azure's, which wants the key in a header of its own."""
-        return (urlsplit(self.base_url).hostname or "").endswith((".azure.com", ".azure.us", ".azure.cn"))
+        host = urlsplit(self.base_url).hostname or ""
+        return self.dialect == "azure" or (
+            self.dialect == "auto" and host.endswith((".azure.com", ".azure.us", ".azure.cn"))
+        )
+
+    @property
+    def asks_a_deployment(self) -> bool:
+        """Whether the endpoint is Azure's older API, where each deployment has an address."""
+        return self.is_azure and self.api_version is not None and not self.base_url.endswith("/v1")
+
+    @property
+    def answers_url(self) -> str:
+        """Where answers are to be had; Azure shows its users the address of the resource only."""
+        if self.asks_a_deployment and "/deployments/" not in self.base_url:
+            return f"{self.files_url}/deployments/{self.model}"
+        return self.base_url if self.asks_a_deployment else self.files_url
+
+    @property
+    def files_url(self) -> str:
+        """Where files and batches are."""
+        if self.asks_a_deployment:
+            root = self.base_url.partition("/deployments/")[0]
+            return root if root.endswith("/openai") else f"{root}/openai"
+        if self.is_azure and urlsplit(self.base_url).path in {"", "/openai"}:
+            return f"{self.base_url.removesuffix('/openai')}/openai/v1"
+        return self.base_url
 
     @property
     def is_openai(self) -> bool:

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from lens_caption.captioners.answers import outcome_of_text
+from lens_caption.engine.policy import filtered_for
 from lens_caption.profiles import Usage
-from lens_caption.prompts import AnswerError
 from lens_core.contracts import CaptionOutcome, Status
 
 if TYPE_CHECKING:
     from lens_caption.prompts import Recipe
 
 __all__ = ["outcome_of"]
-
-# A refusal in prose opens the answer; a caption may well contain "I can't" in quotation marks further on.
-_REFUSAL = re.compile(
-    r"^\W*(i['’]?m (very )?sorry|sorry,|i (can['’]?t|cannot|am unable to|am not able to|won['’]?t) "
-    r"(help|assist|provide|describe|identify|comply|process|view|see|fulfil)|unable to (describe|process|assist))",
-    re.IGNORECASE,
-)
 
 
 def outcome_of(
@@ -40,7 +33,7 @@ def outcome_of(
     usage = None
     try:
         facts = dict(provenance) | _served(answer)
-        usage = _usage(answer.get("usage"))
+        usage = _usage(answer.get("usage"), str(answer.get("service_tier") or ""))
         if usage is not None:
             facts |= {"input_tokens": usage.input_tokens, "output_tokens": usage.output_tokens}
             if usage.cached_input_tokens:
@@ -49,33 +42,22 @@ def outcome_of(
     except (LookupError, TypeError, AttributeError, ValueError) as error:
         detail = f"the server's answer is none of the API ({type(error).__name__})"
         return CaptionOutcome(key=key, status="transport", detail=detail, provenance=dict(provenance)), usage
-    text, layers = text.strip(), {}
-    if status == "ok" and not text:
-        status, detail = "empty", "the answer is empty"
-    elif status == "ok" and _REFUSAL.match(text):
-        status, detail = "refusal", text[:200]
-    elif status == "ok":
-        try:
-            layers = recipe.read(text)
-            text = layers[recipe.layers[0].name]
-        except AnswerError as error:
-            status, detail = "schema-invalid", str(error)[:300]
     if status != "ok":
-        text, layers = "", {}
-    several = layers if len(layers) > 1 else {}
-    return CaptionOutcome(key=key, status=status, text=text, detail=detail, provenance=facts, layers=several), usage
+        return CaptionOutcome(key=key, status=status, detail=detail, provenance=facts), usage
+    return outcome_of_text(key, text, recipe, facts), usage
 
 
 def _chat(answer: Mapping[str, Any]) -> tuple[Status, str, str]:
     if not answer["choices"]:
         return "transport", "", "the answer has no choices"
     choice = answer["choices"][0]
+    if choice.get("finish_reason") == "content_filter":
+        # Azure leaves the message out, and says what it filtered for.
+        return "content-filter", "", _stopped(choice.get("content_filter_results"))
     text = _text(choice["message"].get("content"))
     refusal = choice["message"].get("refusal")
     if refusal:
         return "refusal", "", str(refusal)[:200]
-    if choice.get("finish_reason") == "content_filter":
-        return "content-filter", "", "the provider's content filter stopped the answer"
     if choice.get("finish_reason") == "length":
         return _cut_off(text)
     return "ok", text, ""
@@ -92,11 +74,16 @@ def _responses(answer: Mapping[str, Any]) -> tuple[Status, str, str]:
     if answer["status"] == "incomplete":
         reason = (answer.get("incomplete_details") or {}).get("reason", "unknown")
         if reason == "content_filter":
-            return "content-filter", "", "the provider's content filter stopped the answer"
+            return "content-filter", "", _stopped(None)
         return _cut_off(text)
     if not parts and not answer["output"]:
         return "transport", "", "the answer has no output"
     return "ok", text, ""
+
+
+def _stopped(results: Any) -> str:
+    reason = filtered_for(results)
+    return "the provider's content filter stopped the answer" + (f" ({reason})" if reason else "")
 
 
 def _cut_off(text: str) -> tuple[Status, str, str]:
@@ -113,7 +100,7 @@ def _text(value: Any) -> str:
     return value
 
 
-def _usage(value: Any) -> Usage | None:
+def _usage(value: Any, tier: str) -> Usage | None:
     """The tokens that were billed, under the names of either API."""
     if not isinstance(value, Mapping):
         return None
@@ -128,7 +115,8 @@ def _usage(value: Any) -> Usage | None:
         return None
     details = value.get("input_tokens_details") or value.get("prompt_tokens_details") or {}
     cached = details.get("cached_tokens") if isinstance(details, Mapping) else None
-    return Usage(**counts, cached_input_tokens=cached if isinstance(cached, int) and cached > 0 else 0)  # type: ignore[arg-type]
+    cached = cached if isinstance(cached, int) and cached > 0 else 0
+    return Usage(**counts, cached_input_tokens=cached, tier=tier[:50])  # type: ignore[arg-type]
 
 
 def _served(answer: Mapping[str, Any]) -> dict[str, str | int | float]:

@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import base64
-import io
+import functools
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image
-
+from lens_caption.captioners.openai.picture import sent_jpeg
 from lens_caption.engine.request import BadImage, PreparedRequest
 from lens_caption.profiles import Profile, UnknownModelError, estimate_text_tokens, load_profile
-from lens_caption.prompts import Layer, Recipe, load_recipe
-from lens_core.errors import ConfigError, ImageError
-from lens_core.images import decode, header
+from lens_caption.prompts import Recipe, recipe_for_images
+from lens_core.errors import ImageError
+from lens_core.images import header
 
 if TYPE_CHECKING:
     from lens_caption.captioners.openai.config import OpenAIConfig
     from lens_caption.engine.settings import LaneName
 
-__all__ = ["RequestPlan", "build_request", "PREPARATION", "instruction_of", "profile_of", "prompt_hash", "recipe_of"]
-
-PREPARATION = "area, jpeg"
-"""How images are scaled and encoded; another way gets another name, because captions may depend on it."""
+__all__ = ["RequestPlan", "build_request", "instruction_of", "profile_of", "prompt_hash", "recipe_of"]
 
 _A_SERVER_OF_ONES_OWN = "http://localhost/v1"
 
@@ -35,20 +31,7 @@ def recipe_of(config: OpenAIConfig) -> Recipe:
     Raises:
         ConfigError: there is no such recipe, or it needs more than an image.
     """
-    if config.instruction:
-        return Recipe(
-            name="own",
-            version=1,
-            summary="",
-            system=None,
-            instruction=config.instruction,
-            schema=None,
-            layers=(Layer(name="own"),),
-        )
-    recipe = load_recipe(config.prompt, folder=Path(config.recipes) if config.recipes else None)
-    if recipe.inputs:
-        raise ConfigError(f"the recipe {recipe.id} needs {', '.join(recipe.inputs)} beside the image", key="prompt")
-    return recipe
+    return recipe_for_images(config.prompt, folder=config.recipes, instruction=config.instruction)
 
 
 def instruction_of(config: OpenAIConfig) -> str:
@@ -69,7 +52,8 @@ def build_request(config: OpenAIConfig, data: bytes, lane: LaneName = "sync") ->
     Raises:
         ImageError: the image cannot be decoded.
     """
-    return RequestPlan.of(config, lane).body(_jpeg(config, data))
+    jpeg = sent_jpeg(data, max_side=config.max_side, quality=config.jpeg_quality)
+    return RequestPlan.of(config, lane).body(_data_url(jpeg))
 
 
 @dataclass(frozen=True)
@@ -103,20 +87,27 @@ class RequestPlan:
 
     def prepare(self, key: str, data: bytes) -> PreparedRequest:
         """The request of an image; raises `ImageError`."""
-        jpeg = _jpeg(self.config, data)
+        jpeg = sent_jpeg(data, max_side=self.config.max_side, quality=self.config.jpeg_quality)
         size = header(jpeg)
         counted = self.profile or load_profile("local", base_url=_A_SERVER_OF_ONES_OWN, folder=None)
+        before, after = self._frame
         return PreparedRequest(
             key=key,
             path="/responses" if self.config.speaks == "responses" else "/chat/completions",
-            body=json.dumps(self.body(jpeg), separators=(",", ":")).encode(),
+            body=b"".join((before, base64.b64encode(jpeg), after)),
             input_tokens=self.text_tokens + counted.image_tokens(size.width, size.height, self.config.detail),
             max_output_tokens=self.config.max_output_tokens,
         )
 
-    def body(self, jpeg: bytes) -> dict[str, Any]:
-        """The body of a request, for the API that the endpoint speaks."""
-        url = "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()
+    @functools.cached_property
+    def _frame(self) -> tuple[bytes, bytes]:
+        """The JSON before and after an image's base64, which is all that differs: so no image is escaped for JSON."""
+        empty = _data_url(b"")
+        before, _, after = json.dumps(self.body(empty), separators=(",", ":")).partition(f'"{empty}"')
+        return f'{before}"{empty}'.encode(), f'"{after}'.encode()
+
+    def body(self, url: str) -> dict[str, Any]:
+        """The body of a request with the image of a URL, for the API that the endpoint speaks."""
         config, recipe, answer = self.config, self.recipe, self.recipe.answer_format()
         common: dict[str, Any] = {} if config.temperature is None else {"temperature": config.temperature}
         if self.lane == "flex":
@@ -170,10 +161,5 @@ def profile_of(config: OpenAIConfig) -> Profile | None:
         return None
 
 
-def _jpeg(config: OpenAIConfig, data: bytes) -> bytes:
-    """The image as it is sent: averaged over areas, which costs a third of a sharper filter and suits a captioner."""
-    image = Image.fromarray(decode(data))
-    image.thumbnail((config.max_side, config.max_side), Image.Resampling.BOX)
-    stream = io.BytesIO()
-    image.save(stream, "JPEG", quality=config.jpeg_quality)
-    return stream.getvalue()
+def _data_url(jpeg: bytes) -> str:
+    return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()

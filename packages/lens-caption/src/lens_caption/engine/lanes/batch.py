@@ -14,28 +14,25 @@ import random
 import time
 import uuid
 from collections import Counter, deque
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from lens_caption.engine.book import Book, with_facts
-from lens_caption.engine.budget import NOTHING, Amount
 from lens_caption.engine.client import LostError, NotSentError, Reply
-from lens_caption.engine.journal import AttemptRow, BatchRow, Settlement
-from lens_caption.engine.lanes.sync import understand
-from lens_caption.engine.policy import POLICIES, Fate, fate_of_error, retry_after
-from lens_caption.engine.request import BadImage, PreparedRequest
-from lens_core.contracts import CaptionOutcome, ImageItem
+from lens_caption.engine.journal import BatchRow
+from lens_caption.engine.lanes.batch_files import Chunk, Limits, close, fill, give_up, read_results
+from lens_caption.engine.policy import fate_of_error, retry_after
 from lens_core.errors import LensError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
+    from lens_caption.engine.book import Book
     from lens_caption.engine.client import Client
     from lens_caption.engine.prepare import Preparer
     from lens_caption.engine.request import RequestCaptioner
     from lens_caption.engine.settings import BatchSettings
-    from lens_caption.profiles import Profile, Usage
+    from lens_caption.profiles import Profile
+    from lens_core.contracts import ImageItem
 
 __all__ = ["INTENT", "BatchLane"]
 
@@ -43,20 +40,10 @@ INTENT = "lens_intent"
 """The key in a batch's metadata under which our id stands."""
 
 _OVER = {"completed", "expired", "cancelled", "failed"}
-_MAX_REQUESTS, _MAX_BYTES = 50_000, 200_000_000
 _CLOCKS_DIFFER_S = 3600
 _LOOKS_AT_DAMAGE = 5
-
-
-@dataclass
-class _Chunk:
-    """What will be one batch."""
-
-    rows: list[tuple[str, str, int, Amount]] = field(default_factory=list)
-    path: str = ""
-    bytes: int = 0
-    tokens: int = 0
-    reserved: Amount = NOTHING
+_LOOKS_AT_UPLOAD = 300
+_MADE = {200, 201}
 
 
 class BatchLane:
@@ -85,10 +72,7 @@ class BatchLane:
         self._book = book
         self._poll_s = settings.poll_s
         self._rounds = settings.rounds
-        limits = profile.limits if profile else None
-        self._max_requests = settings.max_requests or (limits.batch_requests if limits else _MAX_REQUESTS)
-        self._max_bytes = settings.max_bytes or (limits.batch_bytes if limits else _MAX_BYTES)
-        self._queue_tokens = settings.enqueued_tokens or (limits.batch_queue_tokens if limits else None)
+        self._limits = Limits.of(settings, profile)
         self._folder = folder
         self._asked: Counter[str] = Counter()
         self._damaged: Counter[str] = Counter()
@@ -106,7 +90,7 @@ class BatchLane:
                 await asyncio.sleep(min(self._poll_s, 3.0))
                 found = await self._find(row)
             if found is None:
-                self._give_up(row.intent)
+                give_up(self._book, row.intent)
             else:
                 self._book.context.progress.note(f"batch {found['id']} was made before the run was cut off; it goes on")
                 self._book.journal.submitted(row.intent, id=found["id"], file=str(found.get("input_file_id") or ""))
@@ -156,7 +140,8 @@ class BatchLane:
     async def _submit(self, pending: deque[str], fetch: Callable[[str], ImageItem], preparer: Preparer) -> bool:
         file = self._folder / f"batch-{uuid.uuid4().hex[:8]}.jsonl"
         try:
-            chunk = await self._fill(file, pending, fetch, preparer)
+            root = self._captioner.endpoint.lines_root
+            chunk = await fill(file, pending, fetch, preparer, self._book, self._limits, root=root)
             if not chunk.rows:
                 return False
             await self._create(file, chunk)
@@ -164,61 +149,21 @@ class BatchLane:
         finally:
             file.unlink(missing_ok=True)
 
-    async def _fill(
-        self, file: Path, pending: deque[str], fetch: Callable[[str], ImageItem], preparer: Preparer
-    ) -> _Chunk:
-        """Write requests until a limit is met; what did not fit stays pending."""
-        book, chunk = self._book, _Chunk()
-        queued = sum(
-            attempt.input_tokens
-            for row in book.journal.open_batches()
-            for attempt in book.journal.attempts_of(row.intent).values()
-        )
-        with file.open("wb") as stream:
-            async for made in _prepared(pending, fetch, preparer):
-                if book.stopping():
-                    pending.appendleft(made.key)
-                    break
-                if isinstance(made, BadImage):
-                    decided = CaptionOutcome(key=made.key, status="bad-image", detail=made.detail)
-                    book.journal.write([decided])
-                    book.decide([decided])
-                    continue
-                line = _line(made)
-                worst = book.budget.worst(made.input_tokens, made.max_output_tokens)
-                tokens = queued + chunk.tokens + made.input_tokens
-                full = (
-                    len(chunk.rows) == self._max_requests
-                    or (chunk.bytes + len(line) > self._max_bytes and chunk.rows)
-                    or (self._queue_tokens is not None and tokens > self._queue_tokens and (queued or chunk.rows))
-                )
-                poor = not book.budget.fits(chunk.reserved + worst)
-                if full or poor:
-                    pending.appendleft(made.key)
-                    if poor and not chunk.rows and not book.journal.open_batches():
-                        book.exhausted = book.budget.obstacle(worst)
-                    break
-                stream.write(line)
-                chunk.rows.append((made.key, made.hash, made.input_tokens, worst))
-                chunk.path = made.path
-                chunk.bytes += len(line)
-                chunk.tokens += made.input_tokens
-                chunk.reserved += worst
-        return chunk
-
-    async def _create(self, file: Path, chunk: _Chunk) -> None:
+    async def _create(self, file: Path, chunk: Chunk) -> None:
         """Journal the intent, then tell the server."""
         book = self._book
         intent = uuid.uuid4().hex
         file_id = await self._upload(file)
+        keep = self._captioner.endpoint.keep_files_s
         book.journal.intend(intent, chunk.rows)
         book.budget.reserve(chunk.reserved, requests=len(chunk.rows))
         body = json.dumps(
             {
                 "input_file_id": file_id,
-                "endpoint": f"/v1{chunk.path}",
+                "endpoint": self._captioner.endpoint.lines_root + chunk.path,
                 "completion_window": "24h",
                 "metadata": {INTENT: intent, "stage": book.context.name},
+                **({"output_expires_after": {"anchor": "created_at", "seconds": keep}} if keep else {}),
             }
         ).encode()
         row = BatchRow(intent=intent, state="intended", id="", file=file_id, created=time.time())
@@ -231,13 +176,15 @@ class BatchLane:
                 continue
             except LostError:
                 reply = None
-            if reply is not None and reply.status == 200 and isinstance(reply.json, dict) and reply.json.get("id"):
+            if reply is not None and reply.status in _MADE and isinstance(reply.json, dict) and reply.json.get("id"):
                 made = reply.json
                 break
             # Whether it was made is not known, unless the server says no.
-            fate, detail = fate_of_error(reply.status, reply.json) if reply and reply.status != 200 else ("lost", "")
+            fate, detail = (
+                fate_of_error(reply.status, reply.json) if reply and reply.status not in _MADE else ("lost", "")
+            )
             if fate in {"refused-all", "bad-image"}:
-                self._give_up(intent)
+                give_up(book, intent)
                 raise LensError(f"{self._captioner.endpoint.url} refuses the batch: {detail}")
             await book.pause(pause)
             made = await self._find(row)
@@ -253,21 +200,40 @@ class BatchLane:
         book.context.progress.note(f"batch {made['id']} was made, of {len(chunk.rows)} images")
 
     async def _upload(self, file: Path) -> str:
-        detail = ""
+        detail, keep = "", self._captioner.endpoint.keep_files_s
+        ends = {"expires_after[anchor]": "created_at", "expires_after[seconds]": str(keep)} if keep else {}
         for pause in self._pauses():
             try:
-                reply = await self._client.upload("/files", file, {"purpose": "batch"})
+                reply = await self._client.upload("/files", file, {"purpose": "batch", **ends})
             except (NotSentError, LostError) as error:
                 detail = str(error)  # an upload that was lost costs nothing: no batch names it
             else:
-                if reply.status == 200 and isinstance(reply.json, dict) and reply.json.get("id"):
-                    return str(reply.json["id"])
-                fate, detail = fate_of_error(reply.status, reply.json) if reply.status != 200 else ("garbled", "no id")
+                made = reply.status in _MADE
+                if made and isinstance(reply.json, dict) and reply.json.get("id"):
+                    return await self._processed(reply.json)
+                fate, detail = ("garbled", "no id") if made else fate_of_error(reply.status, reply.json)
                 if fate in {"refused-all", "bad-image"}:
                     break
                 pause = _longer(pause, reply)
             await self._book.pause(pause)
         raise LensError(f"{self._captioner.endpoint.url} does not take the file of a batch: {detail}")
+
+    async def _processed(self, file: dict[str, Any]) -> str:
+        """The id of an uploaded file, once it may be used: Azure looks at it first."""
+        file_id = str(file["id"])
+        for _ in range(_LOOKS_AT_UPLOAD):
+            if file.get("status") not in {"pending", "running", "notRunning"}:
+                break
+            await asyncio.sleep(min(self._poll_s, 2.0))
+            with contextlib.suppress(NotSentError, LostError):
+                reply = await self._client.get(f"/files/{file_id}")
+                file = reply.json if reply.status == 200 and isinstance(reply.json, dict) else file
+        if file.get("status") in {"error", "failed"}:
+            raise LensError(
+                f"{self._captioner.endpoint.url} cannot use the file of a batch: "
+                f"{file.get('status_details') or file.get('error') or 'no reason was given'}"
+            )
+        return file_id
 
     async def _find(self, row: BatchRow) -> dict[str, Any] | None:
         """The server's batch of this intent, if there is one.
@@ -306,12 +272,6 @@ class BatchLane:
         for attempt in range(1, self._captioner.endpoint.max_attempts + 1):
             yield min(self._captioner.endpoint.max_wait_s, 0.5 * 2**attempt * (0.5 + random.random() / 2))
 
-    def _give_up(self, intent: str) -> None:
-        rows = self._book.journal.attempts_of(intent)
-        self._book.journal.abandon(intent)
-        for row in rows.values():
-            self._book.budget.settle(row.reserved, NOTHING)
-
     # Collecting
 
     async def _finish(self, row: BatchRow, batch: dict[str, Any]) -> list[str]:
@@ -328,13 +288,13 @@ class BatchLane:
                 except (LostError, NotSentError):
                     return []  # next time
                 if reply.status == 200:
-                    found = _answers(file)
-                    if found is None:  # a proxy's page, say: to take it for no answers would buy them again
+                    found = read_results(file)
+                    if found.damaged or not found.answers:  # a proxy's page, say: none would be bought again
                         self._damaged[row.intent] += 1
                         if self._damaged[row.intent] < _LOOKS_AT_DAMAGE:
                             return []
                         gone = f"the results of batch {row.id} cannot be read"
-                    answers.update(found or {})
+                    answers.update(found.answers)
                 elif reply.status in {404, 410}:
                     gone = f"the results of batch {row.id} are gone (HTTP {reply.status})"
                 else:
@@ -359,122 +319,27 @@ class BatchLane:
                 for row in self._book.journal.open_batches()
             }
             mine = tokens.pop(str(batch.get("id")), 0)
-            self._queue_tokens = max(1, sum(tokens.values()), mine // 2)
+            self._limits.tokens = max(1, sum(tokens.values()), mine // 2)
             self._book.context.progress.warn(
-                f"too many tokens wait in batches ({message}); trying with {self._queue_tokens} at once"
+                f"too many tokens wait in batches ({message}); trying with {self._limits.tokens} at once"
             )
         else:
             where = f" (line {errors[0]['line']})" if errors[0].get("line") else ""
             self._book.refused = f"the batch {batch.get('id')} failed: {code}: {message}{where}"
 
     def _close(self, row: BatchRow, answers: dict[str, dict[str, Any]], *, gone: str = "") -> list[str]:
-        """Journal what became of every request of a batch, in one transaction."""
-        book = self._book
-        attempts = book.journal.attempts_of(row.intent)
-        settlements: list[Settlement] = []
-        decided: list[CaptionOutcome] = []
-        again: list[str] = []
-        for key, attempt in attempts.items():
-            fate, outcome, usage = self._understand(key, answers.get(key), gone)
-            settlement = book.settlement(attempt.id, fate, attempt.reserved, usage)
-            settlements.append(settlement)
-            # A batch's answer that was paid for and lost is not bought again behind anybody's back.
-            final = not (POLICIES[fate].again and fate != "lost" and self._asked[key] < self._rounds)
-            if POLICIES[fate].stops:
-                book.refused = book.refused or outcome.detail
-            elif final:
-                decided.append(self._with_facts(outcome, row, attempt, settlement, answers.get(key)))
-            else:
-                again.append(key)
-            if usage is not None:
-                book.budget.learn(attempt.input_tokens, usage.input_tokens)
-        book.journal.collect(row.intent, settlements, decided)
-        for attempt, settlement in zip(attempts.values(), settlements, strict=True):
-            book.budget.settle(attempt.reserved, settlement.cost)
-        book.decide(decided)
-        return again
-
-    def _understand(
-        self, key: str, answer: dict[str, Any] | None, gone: str
-    ) -> tuple[Fate, CaptionOutcome, Usage | None]:
-        if answer is None:
-            fate: Fate = "lost" if gone else "expired"
-            return (
-                fate,
-                CaptionOutcome(key=key, status="transport", detail=gone or "its batch ended before its turn"),
-                None,
-            )
-        response = answer.get("response")
-        if isinstance(response, dict) and isinstance(response.get("status_code"), int):
-            return understand(self._captioner, key, response["status_code"], response.get("body"))
-        error = answer.get("error") if isinstance(answer.get("error"), dict) else {}
-        detail = f"{error.get('code') or 'error'}: {error.get('message') or 'no reason was given'}"  # type: ignore[union-attr]
-        fate = "expired" if str(error.get("code")) in {"batch_expired", "batch_cancelled"} else "server-error"  # type: ignore[union-attr]
-        return fate, CaptionOutcome(key=key, status="transport", detail=detail[:300]), None
-
-    def _with_facts(
-        self,
-        outcome: CaptionOutcome,
-        row: BatchRow,
-        attempt: AttemptRow,
-        settlement: Settlement,
-        answer: dict[str, Any] | None,
-    ) -> CaptionOutcome:
-        facts: dict[str, str | int | float] = {
-            "lane": "batch",
-            "base_url": self._captioner.endpoint.url,
-            "request_sha256": attempt.request[:16],
-            "batch": row.id,
-            "attempts": max(1, self._asked[outcome.key]),
-        }
-        request_id = ((answer or {}).get("response") or {}).get("request_id")
-        if request_id:
-            facts["request_id"] = str(request_id)[:100]
-        if settlement.cost.usd is not None and settlement.cost.images:
-            facts["cost_usd"] = str(settlement.cost.usd)
-        return with_facts(outcome, facts)
-
-
-async def _prepared(
-    pending: deque[str], fetch: Callable[[str], ImageItem], preparer: Preparer
-) -> AsyncIterator[PreparedRequest | BadImage]:
-    """Requests of the pending images, in order, some ahead; those that are not taken stay pending."""
-    ahead: deque[tuple[str, asyncio.Task[PreparedRequest | BadImage]]] = deque()
-    try:
-        while pending or ahead:
-            while pending and len(ahead) <= 2 * preparer.width:
-                key = pending.popleft()
-                item = await asyncio.to_thread(fetch, key)
-                ahead.append((key, asyncio.ensure_future(preparer(item))))
-            key, task = ahead[0]
-            made = await task
-            ahead.popleft()
-            yield made
-    finally:
-        for key, task in reversed(ahead):
-            task.cancel()
-            pending.appendleft(key)
-
-
-def _line(request: PreparedRequest) -> bytes:
-    """A line of a batch file around the very bytes that would be sent alone."""
-    head = json.dumps({"custom_id": request.key, "method": "POST", "url": f"/v1{request.path}"})
-    return head[:-1].encode() + b', "body": ' + request.body + b"}\n"
-
-
-def _answers(file: Path) -> dict[str, dict[str, Any]] | None:
-    """The lines of a result file by `custom_id`, in any order; None if it is empty, or a line is no result."""
-    found: dict[str, dict[str, Any]] = {}
-    with file.open("rb") as stream:
-        for line in stream:
-            if not line.strip():
-                continue
-            try:
-                value = json.loads(line)
-                found[str(value["custom_id"])] = value
-            except (ValueError, RecursionError, LookupError, TypeError):
-                return None
-    return found or None
+        """Journal what became of a batch's requests; returns the images that are to be asked again."""
+        facts = {"lane": "batch", "base_url": self._captioner.endpoint.url, "batch": row.id}
+        return close(
+            self._captioner,
+            self._book,
+            row,
+            answers,
+            asked=self._asked,
+            rounds=self._rounds,
+            facts=facts,
+            gone=gone,
+        )
 
 
 def _longer(pause: float, reply: Reply) -> float:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections import Counter
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from lens_caption.engine.journal import Journal
 from lens_caption.engine.run import caption_all
+from lens_caption.quality.watch import caption_watched
+from lens_caption.scale.plan import Plan
 from lens_core.contracts import ImageItem
 from lens_core.errors import LensError
+from lens_core.specs import load_dotted
 from lens_core.storage.captions import CaptionRow, write_captions
 from lens_core.storage.shards import ShardReader
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+    from lens_caption.engine.budget import Amount
     from lens_caption.stages.caption.config import CaptionStageConfig
     from lens_core.contracts import CaptionOutcome
     from lens_core.pipeline.context import StageContext
@@ -31,10 +37,17 @@ def run(config: CaptionStageConfig, context: StageContext) -> dict[str, Any]:
 
     Raises:
         LensError: not a single image got a caption; the commonest reason is quoted.
+        MissingExtraError: the work is for a Ray cluster, and Ray is not installed.
         Stopped: the user asked for it, or the budget is used up; what is done is kept.
     """
     (images,) = context.inputs
-    reader = ShardReader(images)
+    with contextlib.closing(ShardReader(images)) as reader:
+        does = _alone if config.executor.type == "process" else _shared
+        return does(config, context, reader)
+
+
+def _alone(config: CaptionStageConfig, context: StageContext, reader: ShardReader) -> dict[str, Any]:
+    """This process does it all, with one journal."""
     captioner = context.registry.build("captioners", config.captioner)
     journal = Journal(context.state_dir / "journal.sqlite")
     context.progress.start(len(reader), "images")
@@ -43,41 +56,56 @@ def run(config: CaptionStageConfig, context: StageContext) -> dict[str, Any]:
         row = reader.by_key(key)
         return ImageItem(key=row.key, data=row.data, metadata=row.metadata)
 
-    names = dict(zip(reader.columns["key"], reader.columns["name"], strict=True))
+    keys = reader.columns["key"]
     try:
-        caption_all(
-            list(names),
-            fetch,
-            captioner,
-            journal,
-            context,
-            settings=config.engine,
-            batch_size=config.batch_size,
+        ask = partial(caption_watched, config.watch) if config.watch else caption_all
+        ask(keys, fetch, captioner, journal, context, settings=config.engine, batch_size=config.batch_size)
+        layers = _layers(config.layer, context.name, getattr(captioner, "layers", ()))
+        return _publish(
+            zip(reader.columns["name"], map(journal.get, keys), strict=True), journal.spent(), context, layers
         )
-        return _publish(names, journal, context, _layers(config.layer, context.name, getattr(captioner, "layers", ())))
     finally:
         captioner.close()
         journal.close()
-        reader.close()
+
+
+def _shared(config: CaptionStageConfig, context: StageContext, reader: ShardReader) -> dict[str, Any]:
+    """Several workers do it, this process among them or not; their segments are joined in the order of the images."""
+    module = "ray_cluster:run" if config.executor.type == "ray" else "worker:work"
+    load_dotted(f"lens_caption.scale.{module}", asked_by="the executor", extra="lens-caption[ray]")(config, context)
+    plan = Plan(config, context)
+    parts = plan.parts(reader)
+    outcomes = (outcome for part in parts for outcome in plan.outcomes(part))
+    layers = _layers(config.layer, context.name, plan.facts(parts[0])[1])
+    return _publish(zip(reader.columns["name"], outcomes, strict=True), plan.spent(parts), context, layers)
 
 
 def _publish(
-    names: Mapping[str, str], journal: Journal, context: StageContext, layers: Mapping[str, str]
+    outcomes: Iterable[tuple[str, CaptionOutcome | None]],
+    spent: Amount,
+    context: StageContext,
+    layers: Mapping[str, str],
 ) -> dict[str, Any]:
-    """Write the layer and the list of failures; texts pass through one by one."""
+    """Write the layer and the list of failures; texts pass through one by one.
+
+    Args:
+        outcomes: of each image its name and what became of it, in the order of the images.
+        spent: on all of them.
+        context: of the stage.
+        layers: what the captioner's layers are called in the table.
+    """
     by_status, reasons, totals = Counter[str](), Counter[str](), Counter[str]()
     lines: list[str] = []
 
     def rows() -> Iterator[CaptionRow]:
-        for key, name in names.items():
-            item = journal.get(key)
-            assert item is not None, f"{key} was passed over"
+        for name, item in outcomes:
+            assert item is not None, f"{name} was passed over"
             by_status[item.status] += 1
             totals["words"] += len(item.text.split())
             for fact in ("input_tokens", "output_tokens"):
                 totals[fact] += int(item.provenance.get(fact, 0))
             if item.status != "ok":
-                line = {"name": name, "key": key, "status": item.status, "detail": item.detail}
+                line = {"name": name, "key": item.key, "status": item.status, "detail": item.detail}
                 lines.append(json.dumps(line, ensure_ascii=False) + "\n")
                 reasons[f"{item.status}: {item.detail}"] += 1
                 if len(lines) <= _SHOWN_FAILURES:
@@ -89,9 +117,8 @@ def _publish(
         context.progress.note(f"{len(lines) - _SHOWN_FAILURES} more without a caption; all are in failures.jsonl")
     if not by_status["ok"]:
         (reason, count), *_ = reasons.most_common(1) or [("", 0)]
-        raise LensError(f"{context.name}: not one of {len(names)} images got a caption ({count} times {reason})")
+        raise LensError(f"{context.name}: not one of {by_status.total()} images got a caption ({count} times {reason})")
     context.output.write_text("failures.jsonl", "".join(lines))
-    usd = journal.spent().usd
     return {
         "captions": by_status["ok"],
         "failed": len(lines),
@@ -99,7 +126,7 @@ def _publish(
         "words_mean": round(totals["words"] / by_status["ok"], 2),
         "input_tokens": totals["input_tokens"],
         "output_tokens": totals["output_tokens"],
-        **({"usd": str(usd)} if usd else {}),
+        **({"usd": str(spent.usd)} if spent.usd else {}),
     }
 
 

@@ -1,4 +1,7 @@
-"""The stage that checks captions: a layer in, the same layer out without what fails, and the reasons beside it."""
+"""The stage that checks captions: a layer in, the same layer out without what fails, and the reasons beside it.
+
+Rows pass through one by one, twice: what many captions share is counted first. A judge comes between gates and table.
+"""
 
 from __future__ import annotations
 
@@ -7,25 +10,28 @@ from collections import Counter
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
-from lens_caption.prompts import load_recipe
-from lens_caption.quality.chat import ChatJudge
-from lens_caption.quality.check import Checked, Finding, check_rows
-from lens_caption.quality.judge import JudgeReport, VerdictCache, judge_captions
-from lens_caption.quality.statistics import layer_statistics
-from lens_core.errors import ArtifactError, ConfigError, LensError, Stopped
-from lens_core.storage.captions import CaptionRow, read_captions, write_captions
-from lens_core.storage.shards import ShardReader
+from lens_caption.layers import ImageLookup, caption_rows, layer_names
+from lens_caption.quality.check import Check, Finding
+from lens_caption.quality.judge import CaptionPool
+from lens_caption.stages.check_captions.tally import Tally
+from lens_core.errors import ConfigError, LensError
+from lens_core.storage.artifacts import Artifact, OutputFolder
+from lens_core.storage.captions import CaptionRow, write_captions
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
 
     from lens_caption.quality.config import JudgeConfig
+    from lens_caption.quality.judge import JudgeReport
     from lens_caption.stages.check_captions.config import CheckCaptionsConfig
     from lens_core.pipeline.context import StageContext
 
 __all__ = ["run"]
 
 _SHOWN = 20
+_Judged = tuple["JudgeReport", dict[str, Any]]
+"""What the judge found, and what it cost."""
 
 
 def run(config: CheckCaptionsConfig, context: StageContext) -> dict[str, Any]:
@@ -33,162 +39,159 @@ def run(config: CheckCaptionsConfig, context: StageContext) -> dict[str, Any]:
 
     Raises:
         LensError: more captions are rejected than `max_rejected` allows; the commonest reasons are quoted.
-        Stopped: the user asked for it; the judge's answers are kept.
+        Stopped: the judge's budget is used up, or the user asked for it; the judge's answers are kept.
     """
     (captions,) = context.inputs
-    rows = read_captions(captions)
-    _refuse_unknown_layers(config, rows)
-    before = sum(row.status == "ok" for row in rows)
-    reader = ShardReader(captions.parent("images"))
-    names = dict(zip(reader.columns["key"], reader.columns["name"], strict=True))
-
-    def image_of(key: str) -> bytes:
-        try:
-            return bytes(reader.by_key(key).data)
-        except KeyError:
-            raise ArtifactError(
-                f"{captions.url} has a caption for the image {key}, which is not in its images"
-            ) from None
-
-    context.progress.start(len(rows), "captions")
-    judged: JudgeReport | None = None
+    layers = layer_names(captions)
+    _refuse_unknown_layers(config, layers)
+    folder = context.output.local_dir("check")
+    images = ImageLookup(folder / "images.sqlite", captions.parent("images"))
     try:
-        checked = check_rows(
-            rows,
+        check = Check(
+            lambda: caption_rows(captions),
             config.gates,
+            folder,
             layers=config.layers,
             languages=config.languages,
-            image_of=image_of,
-            progress=context.progress.update,
+            image_of=images.data,
         )
-        if config.judge:
-            shards = dict(zip(reader.columns["key"], reader.columns["shard"], strict=True))
-            judged, checked = _judge(config, config.judge, context, checked, image_of, shards)
+        tally = Tally(folder, images)
+        judged = None
+        rows = _through(check, tally, context)
+        if config.judge and layers:
+            layer = config.layers[0] if config.layers else layers[0]
+            judged, rows = _judged(layer, config.judge, context, rows, images, folder, tally)
+        write_captions(context.output, tally.passing(rows))
     finally:
-        reader.close()
-    _write(context, checked, names, judged)
-    return _numbers(config, context, checked, before, judged)
+        images.close()
+    tally.publish(context.output)
+    _write(context, check, tally, judged)
+    return _numbers(config, context, tally, judged)
 
 
-def _judge(
-    config: CheckCaptionsConfig,
+def _through(check: Check, tally: Tally, context: StageContext) -> Iterator[CaptionRow]:
+    context.progress.start(None, "captions")
+    number = 0
+    for number, (row, findings) in enumerate(check, start=1):
+        tally.gated(row, findings)
+        if number % 1000 == 0:
+            context.progress.update(number)
+            if context.should_stop():
+                raise KeyboardInterrupt
+        yield row
+    context.progress.update(number)
+
+
+def _judged(
+    layer: str,
     judge: JudgeConfig,
     context: StageContext,
-    checked: Checked,
-    image_of: Callable[[str], bytes],
-    shards: dict[str, str],
-) -> tuple[JudgeReport, Checked]:
-    """Have the first of the checked layers judged, and reject the wrong captions of bad shards."""
-    layer = config.layers[0] if config.layers else checked.rows[0].layer
-    texts = {row.key: (row.text, shards[row.key]) for row in checked.rows if row.layer == layer and row.status == "ok"}
-    cache = VerdictCache(context.state_dir / "verdicts.jsonl")
-    context.progress.start(None, "captions judged")
+    rows: Iterable[CaptionRow],
+    images: ImageLookup,
+    folder: Path,
+    tally: Tally,
+) -> tuple[_Judged, Iterator[CaptionRow]]:
+    """Have a layer judged; what the gates left of all layers waits in a table of its own meanwhile."""
+    context.registry.require_libraries("captioners", "openai")
+    from lens_caption.quality.judging import run_judge  # noqa: PLC0415 (only a judge needs the libraries for HTTP)
+
+    waiting = OutputFolder(str(folder / "waiting"), folder / "scratch")
+    pool = CaptionPool(folder / "pool.sqlite", judge.seed)
     try:
-        recipe = load_recipe(judge.recipe)
-        report = judge_captions(
-            texts,
-            image_of,
-            ChatJudge(judge, recipe),
-            recipe,
-            judge,
-            cache=cache,
-            should_stop=context.should_stop,
-            progress=context.progress.update,
-        )
+        write_captions(waiting, _into(pool, layer, images, rows))
+        report, cost = run_judge(pool, images.data, judge, context)
     finally:
-        cache.close()
-    if context.should_stop():
-        raise Stopped(f"stopped after {len(report.judgements)} judgements; the same command goes on from here")
+        pool.close()
+    return (report, cost), _after_judge(Artifact(waiting.url, {}), layer, report, judge, tally)
+
+
+def _into(pool: CaptionPool, layer: str, images: ImageLookup, rows: Iterable[CaptionRow]) -> Iterator[CaptionRow]:
+    for row in rows:
+        if row.layer == layer and row.status == "ok":
+            place = images.row(row.key)
+            pool.add(row.key, row.text, place["shard"] if place else "")
+        yield row
+
+
+def _after_judge(
+    waiting: Artifact, layer: str, report: JudgeReport, judge: JudgeConfig, tally: Tally
+) -> Iterator[CaptionRow]:
+    """The rows again, without the wrong captions of bad shards."""
     bad = {shard.shard for shard in report.shards if shard.decision == "bad"} if judge.escalate else set()
     wrong = {item.key: item for item in report.judgements if item.wrong}
-    rows, findings = [], list(checked.findings)
-    for row in checked.rows:
+    for row in caption_rows(waiting):
         item = wrong.get(row.key) if row.layer == layer and row.status == "ok" else None
         if item is None:
-            rows.append(row)
+            yield row
             continue
         action = "reject" if item.shard in bad else "flag"
-        for sentence, verdict, reason in zip(item.sentences, item.verdicts, item.reasons, strict=True):
-            if verdict == "contradicted":
-                findings.append(
-                    Finding(
-                        key=row.key, layer=layer, gate="judge", action=action, reason=reason, excerpt=sentence[:160]
-                    )
-                )
+        tally.find(
+            Finding(key=row.key, layer=layer, gate="judge", action=action, reason=reason, excerpt=sentence[:160])
+            for sentence, verdict, reason in zip(item.sentences, item.verdicts, item.reasons, strict=True)
+            if verdict == "contradicted"
+        )
         detail = f"judge: {item.wrong} of {len(item.verdicts)} sentences are wrong"
-        rows.append(replace(row, text="", status="rejected", detail=detail) if action == "reject" else row)
-    return report, Checked(rows=rows, findings=findings, shared=checked.shared)
+        yield replace(row, text="", status="rejected", detail=detail) if action == "reject" else row
 
 
-def _write(context: StageContext, checked: Checked, names: dict[str, str], judged: JudgeReport | None) -> None:
-    write_captions(context.output, checked.rows)
-    findings = [{"name": names.get(item.key, ""), **asdict(item)} for item in checked.findings]
-    context.output.write_text("checks.jsonl", _lines(findings))
-    failed = [
-        {"name": names.get(row.key, ""), "key": row.key, "layer": row.layer, "status": row.status, "detail": row.detail}
-        for row in checked.rows
-        if row.status != "ok"
-    ]
-    context.output.write_text("failures.jsonl", _lines(failed))
-    shared = {layer: dict(list(found.items())[:_SHOWN]) for layer, found in checked.shared.items()}
+def _write(context: StageContext, check: Check, tally: Tally, judged: _Judged | None) -> None:
+    shared = {layer: dict(list(found.items())[:_SHOWN]) for layer, found in check.shared.items()}
     context.output.write_json(
         "statistics.json",
-        {"format_version": 1, "layers": layer_statistics(checked.rows), "shared_sentences": shared},
+        {"format_version": 1, "layers": tally.statistics.to_json(), "shared_sentences": shared},
     )
     if judged:
-        context.output.write_json("judge.json", {"format_version": 1, **judged.to_json()})
-        context.output.write_text("judgements.jsonl", _lines([asdict(item) for item in judged.judgements]))
+        report, _ = judged
+        context.output.write_json("judge.json", {"format_version": 1, **report.to_json()})
+        lines = (json.dumps(asdict(item), ensure_ascii=False) + "\n" for item in report.judgements)
+        context.output.write_text("judgements.jsonl", "".join(lines))
 
 
 def _numbers(
-    config: CheckCaptionsConfig, context: StageContext, checked: Checked, before: int, judged: JudgeReport | None
+    config: CheckCaptionsConfig, context: StageContext, tally: Tally, judged: _Judged | None
 ) -> dict[str, Any]:
-    left = sum(row.status == "ok" for row in checked.rows)
-    # A caption counts once for each gate, however often it fails it.
-    by_gate = Counter(
-        (gate, action) for gate, action, *_ in {(f.gate, f.action, f.key, f.layer) for f in checked.findings}
-    )
-    for (gate, action), count in by_gate.most_common():
-        example = next(item for item in checked.findings if item.gate == gate)
-        context.progress.note(f"{gate} {action}s {count} of {before}, such as: {example.reason}")
+    before, left = tally.before, tally.by_status["ok"]
+    rejected = before - left
+    for (gate, action), count in tally.by_gate.most_common():
+        context.progress.note(f"{gate} {action}s {count} of {before}, such as: {tally.examples[gate]}")
     if judged:
+        report, _ = judged
         context.progress.note(
-            f"judged {len(judged.judgements)} captions: {judged.share:.1%} of the sentences are wrong "
-            f"(95 %: {judged.low:.1%} to {judged.high:.1%}); bad shards: "
-            f"{sum(shard.decision == 'bad' for shard in judged.shards)} of {len(judged.shards)}"
+            f"judged {len(report.judgements)} captions: {report.share:.1%} of the sentences are wrong "
+            f"(95 %: {report.low:.1%} to {report.high:.1%}); bad shards: "
+            f"{sum(shard.decision == 'bad' for shard in report.shards)} of {len(report.shards)}"
         )
-    rejected = {gate: count for (gate, action), count in by_gate.items() if action == "reject"}
-    flagged = {gate: count for (gate, action), count in by_gate.items() if action == "flag"}
-    if before - left > config.max_rejected * before:
-        worst = ", ".join(f"{gate} {count}" for gate, count in Counter(rejected).most_common(3))
+    if rejected > config.max_rejected * before:
+        worst = ", ".join(f"{gate} {count}" for gate, count in Counter(tally.by("reject")).most_common(3))
         raise LensError(
-            f"{context.name}: {before - left} of {before} captions are rejected, more than the share of "
+            f"{context.name}: {rejected} of {before} captions are rejected, more than the share of "
             f"{config.max_rejected:g} that max_rejected allows ({worst}); look at them with: lens caption check"
         )
     if before and not left:
         raise LensError(f"{context.name}: not one of {before} captions is left")
     stats: dict[str, Any] = {
         "captions": left,
-        "rejected": before - left,
-        "by_status": Counter(row.status for row in checked.rows),
-        "rejected_by": rejected,
-        "flagged_by": flagged,
+        "rejected": rejected,
+        "by_status": tally.by_status,
+        "rejected_by": tally.by("reject"),
+        "flagged_by": tally.by("flag"),
     }
     if judged:
+        report, cost = judged
         stats["judge"] = {
-            "wrong_share": round(judged.share, 5),
-            "low": round(judged.low, 5),
-            "high": round(judged.high, 5),
-            "judged": len(judged.judgements),
-            "calls": judged.calls,
-            "input_tokens": judged.input_tokens,
-            "output_tokens": judged.output_tokens,
+            "wrong_share": round(report.share, 5),
+            "low": round(report.low, 5),
+            "high": round(report.high, 5),
+            "judged": len(report.judgements),
+            "calls": report.calls,
+            "input_tokens": report.input_tokens,
+            "output_tokens": report.output_tokens,
+            **cost,
         }
     return stats
 
 
-def _refuse_unknown_layers(config: CheckCaptionsConfig, rows: list[CaptionRow]) -> None:
-    there = {row.layer for row in rows}
+def _refuse_unknown_layers(config: CheckCaptionsConfig, there: list[str]) -> None:
     for key, names in (("layers", config.layers or ()), ("languages", tuple(config.languages))):
         unknown = [name for name in names if name not in there]
         if unknown:
@@ -196,7 +199,3 @@ def _refuse_unknown_layers(config: CheckCaptionsConfig, rows: list[CaptionRow]) 
                 f"{config.source} has no caption layer {unknown[0]!r} (it has: {', '.join(sorted(there))})",
                 key=f"{config.name}.{key}",
             )
-
-
-def _lines(items: list[dict[str, Any]]) -> str:
-    return "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items)

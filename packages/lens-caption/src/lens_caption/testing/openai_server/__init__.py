@@ -28,6 +28,8 @@ reads it back: `assert number_in_text(outcome.text) == n` fails for every mix-up
                    only, and a caption from the hash of the file)
     prefix_cache   answers are cached by the first 1,000 characters of base64, as a buggy server did
     max_data_url_chars   65520 behaves as Azure's responses API does
+    azure          `Azure()` speaks Azure's dialect, at /openai/v1 and at /openai/deployments/NAME with `api-version`;
+                   `Azure(filters={3})` lets its content filter refuse the image that bears the number 3
     quota          dollars after which every request meets `insufficient_quota`
 and then
     .url           what to set as `base_url`
@@ -52,6 +54,7 @@ give back what was not needed when it is answered (`Limits(refund=False)` keeps 
 
 from __future__ import annotations
 
+from lens_caption.testing.openai_server.azure import Azure
 from lens_caption.testing.openai_server.batches import BatchSettings, BatchStore
 from lens_caption.testing.openai_server.clock import Clock
 from lens_caption.testing.openai_server.command import main
@@ -69,6 +72,7 @@ from lens_caption.testing.openai_server.process import ServerProcess
 from lens_caption.testing.openai_server.server import FakeServer
 
 __all__ = [
+    "Azure",
     "BATCH_FAULTS",
     "BatchSettings",
     "BatchStore",

@@ -48,6 +48,7 @@ def make_app(server: FakeServer) -> web.Application:
         app.router.add_post(f"{prefix}/responses", face.ask)
         app.router.add_get(f"{prefix}/models", face.models)
         app.router.add_get(f"{prefix}/models/{{id:.+}}", face.model)
+    for prefix in ("/v1", "/openai/v1", "/openai"):
         app.router.add_post(f"{prefix}/files", face.upload)
         app.router.add_get(f"{prefix}/files", face.files)
         app.router.add_get(f"{prefix}/files/{{id}}", face.file)
@@ -92,14 +93,17 @@ class _Face:
         return guard
 
     async def _safely(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        if not self._has_key(request):
+        azure = self._server.azure
+        if azure and (refusal := azure.refusal(request.path, request.query, request.headers, self._server.api_key)):
+            return _json(*refusal)
+        if not azure and not self._has_key(request):
             return _json(401, error_body("invalid_api_key", "Incorrect API key provided."))
         try:
             if "/files" in request.path or "/batches" in request.path:
                 return await self._control(request, handler)
             return await handler(request)
         except Refused as refused:
-            return _json(refused.status, refused.body)
+            return _json(refused.status, azure.reworded(refused.body) if azure else refused.body)
         except web.HTTPException as error:
             return _json(error.status, error_body("not_found", f"{request.method} {request.path}: {error.reason}"))
 
@@ -166,7 +170,7 @@ class _Face:
         return await self._answered(request, asked, fault, admission)
 
     async def _read(self, request: web.Request, body: bytes) -> Asked:
-        """Parse and check a request; large images are decoded beside the loop."""
+        """Parse and check a request; images that are decoded and large are so beside the loop."""
         try:
             value = json.loads(body)
         except ValueError:
@@ -176,7 +180,7 @@ class _Face:
             path = "/v1/chat/completions"
             value = {"model": request.match_info["deployment"], **value} if isinstance(value, dict) else value
         assert path in ENDPOINTS
-        if len(body) < _SMALL_BODY:
+        if len(body) < _SMALL_BODY or self._server.model.settings.look == "header":
             return self._server.model.read(path, value)
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._server.executor, self._server.model.read, path, value)
@@ -271,6 +275,8 @@ class _Face:
                 400, "file_too_large", f"The file has {size} bytes; for '{purpose}' at most {limit} are allowed."
             )
         stored = self._server.files.add(path, filename, purpose, None if lifetime is None else int(lifetime))
+        if self._server.azure:
+            return _json(201, self._server.azure.uploaded(stored.to_json()))
         return _json(200, stored.to_json())
 
     async def files(self, request: web.Request) -> web.Response:
@@ -281,7 +287,8 @@ class _Face:
 
     async def file(self, request: web.Request) -> web.Response:
         """`GET /v1/files/{id}`."""
-        return _json(200, _found(lambda: self._server.files.get(request.match_info["id"]).to_json(), request))
+        found = _found(lambda: self._server.files.get(request.match_info["id"]).to_json(), request)
+        return _json(200, self._server.azure.looked_at(found) if self._server.azure else found)
 
     async def delete_file(self, request: web.Request) -> web.Response:
         """`DELETE /v1/files/{id}`."""
@@ -305,6 +312,8 @@ class _Face:
             raise Refused(400, "unknown_parameter" if unknown else "invalid_value", message, where) from None
         except ValueError:
             raise Refused(400, "invalid_json", "We could not parse the JSON body of your request.") from None
+        if self._server.azure and self._server.azure.is_pending(wanted.input_file_id):
+            raise Refused(400, "invalidPayload", f"The file {wanted.input_file_id} is not processed yet.")
         try:
             return _json(200, await asyncio.to_thread(self._server.batches.create, wanted))
         except KeyError:

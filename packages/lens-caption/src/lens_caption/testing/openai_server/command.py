@@ -7,6 +7,7 @@ import signal
 import threading
 from typing import TYPE_CHECKING, get_args
 
+from lens_caption.testing.openai_server.azure import Azure
 from lens_caption.testing.openai_server.batches import BatchSettings
 from lens_caption.testing.openai_server.faults import BATCH_FAULTS, CONTROL_FAULTS, FAULTS, GROUPS, Faults
 from lens_caption.testing.openai_server.limits import Limits, RetryAfter
@@ -91,6 +92,7 @@ def _server(options: argparse.Namespace) -> FakeServer:
         allow=options.allow,
         text_only=options.text_only,
         retired=options.retired,
+        azure=Azure(filters=frozenset(options.azure_filters)) if options.azure or options.azure_filters else None,
         slow_s=options.slow,
         drip_s=options.drip,
         hang_s=options.hang,
@@ -118,6 +120,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--allow", type=_list, default=[], metavar="NAMES", help="parameters that are accepted and ignored")
     add("--text-only", action="store_true", help="take requests without an image")
     add("--retired", type=_list, default=[], metavar="NAMES", help="models that are gone")
+    add("--azure", action="store_true", help="speak as Azure does: addresses, key, api-version, errors")
+    add("--azure-filters", type=_numbers, default=[], metavar="NUMBERS", help="images that its content filter refuses")
     add("--prefix-cache", action="store_true", help="mix up images that begin alike, as a buggy server did")
     add("--max-data-url-chars", type=int, metavar="N", help="65520 behaves as Azure's responses API does")
 
@@ -163,6 +167,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def _list(text: str) -> list[str]:
     return [name for name in text.split(",") if name]
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(name) for name in _list(text)]
 
 
 def _pair(text: str) -> tuple[str, str]:

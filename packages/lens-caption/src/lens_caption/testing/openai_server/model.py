@@ -16,6 +16,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from lens_caption.testing.openai_server.answers import Reply, body_of, error_body
+from lens_caption.testing.openai_server.azure import POLICY_VIOLATION
 from lens_caption.testing.openai_server.ledger import LedgerEntry
 from lens_caption.testing.openai_server.pixels import (
     caption_of,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from decimal import Decimal
 
+    from lens_caption.testing.openai_server.azure import Azure
     from lens_caption.testing.openai_server.clock import Clock
     from lens_caption.testing.openai_server.ledger import Ledger
     from lens_caption.testing.openai_server.schemas import Prompt
@@ -49,6 +51,7 @@ __all__ = ["ENDPOINTS", "Asked", "Look", "Model", "ModelSettings", "Refused"]
 ENDPOINTS: dict[str, type[ChatRequest] | type[ResponsesRequest]] = {
     "/v1/chat/completions": ChatRequest,
     "/v1/responses": ResponsesRequest,
+    "/chat/completions": ChatRequest,  # in the batches of Azure's older API
 }
 
 _KINDS = ("jpeg", "png", "webp", "gif")
@@ -64,10 +67,19 @@ Look = Literal["pixels", "draft", "header"]
 class Refused(Exception):
     """A request that the API would refuse."""
 
-    def __init__(self, status: int, code: str, message: str, param: str | None = None):
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        message: str,
+        param: str | None = None,
+        *,
+        more: Mapping[str, Any] | None = None,
+    ):
         super().__init__(message)
         self.status = status
         self.body = error_body(code, message, param=param)
+        self.body["error"].update(more or {})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +95,7 @@ class ModelSettings:
     allow: frozenset[str] = frozenset()
     text_only: bool = False
     retired: frozenset[str] = frozenset({"no-such-model"})
+    azure: Azure | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,6 +174,9 @@ class Model:
             raise Refused(400, "unknown_parameter" if unknown else "invalid_value", message, where) from None
         self._check(prompt)
         images = [self._receive(part, prompt) for part in prompt.images]
+        if self.settings.azure and any(image.number in self.settings.azure.filters for image in images):
+            message = "The prompt was filtered by the content management policy."
+            raise Refused(400, "content_filter", message, "prompt", more=POLICY_VIOLATION)
         if not self.settings.text_only and not images:
             raise Refused(400, "invalid_request", "The fake server wants an image with every request.")
         if not any(text.strip() for text in prompt.texts):
@@ -219,6 +235,8 @@ class Model:
             at=self._clock.now(),
         )
         self._ledger.add(entry)
+        if self.settings.azure:
+            self.settings.azure.annotate(body)
         return body
 
     def _check(self, prompt: Prompt) -> None:

@@ -287,7 +287,8 @@ class BatchRequest(_Strict):
     """The body of `POST /v1/batches`."""
 
     input_file_id: str = Field(min_length=1)
-    endpoint: Literal["/v1/responses", "/v1/chat/completions"]
+    # The last is that of Azure's older API.
+    endpoint: Literal["/v1/responses", "/v1/chat/completions", "/chat/completions"]
     completion_window: Literal["24h"]
     metadata: Metadata | None = None
     output_expires_after: _ExpiresAfter | None = None

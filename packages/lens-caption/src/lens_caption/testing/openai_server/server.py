@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
+    from lens_caption.testing.openai_server.azure import Azure
     from lens_caption.testing.openai_server.model import Look
 
 __all__ = ["FakeServer"]
@@ -59,6 +60,7 @@ class FakeServer:
         allow: parameters that are accepted and ignored, such as vLLM's own.
         text_only: take requests without an image.
         retired: models that are gone.
+        azure: speak as Azure does.
         slow_s: pause of the fault `slow`.
         drip_s: how long an answer of the fault `slow-drip` takes.
         hang_s: how long the fault `hang` keeps a connection open.
@@ -88,11 +90,13 @@ class FakeServer:
         allow: Iterable[str] = (),
         text_only: bool = False,
         retired: Iterable[str] = (),
+        azure: Azure | None = None,
         slow_s: float = 1.0,
         drip_s: float = 2.0,
         hang_s: float = 600.0,
     ):
         self.api_key = api_key
+        self.azure = azure
         self.delay_s, self.jitter = delay_s, jitter
         self.slow_s, self.drip_s, self.hang_s = slow_s, drip_s, hang_s
         self.quota = None if quota is None else Decimal(str(quota))
@@ -111,6 +115,7 @@ class FakeServer:
             allow=frozenset(allow),
             text_only=text_only,
             retired=frozenset({"no-such-model", *retired}),
+            azure=azure,
         )
         self.ledger = Ledger(ledger_path)
         self.files = FileStore(self.clock)
@@ -129,7 +134,7 @@ class FakeServer:
     @property
     def url(self) -> str:
         """What to set as `base_url`."""
-        return f"http://127.0.0.1:{self._port}/v1"
+        return f"{self.control_url}/openai/v1" if self.azure else f"{self.control_url}/v1"
 
     @property
     def control_url(self) -> str:

@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from lens_core.contracts import ImageRecord
+from lens_core.datasets import files
 from lens_core.errors import StorageError
 from lens_core.storage import urls
 
@@ -31,6 +32,7 @@ class ImageFolder:
             yield ImageRecord(
                 name=_as_text(path),
                 read=partial(urls.read_bytes, url),
+                read_head=partial(files.read_head, url),
                 licence=self.config.licence,
                 source_url=_as_text(url),
             )

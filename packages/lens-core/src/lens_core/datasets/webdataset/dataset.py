@@ -59,6 +59,7 @@ class WebDataset:
         return ImageRecord(
             name=f"{shard}/{sample.name}.{ending}",
             read=sample.files[ending],
+            read_head=sample.files[ending],
             licence=self.config.licence,
             source_url=f"{url}#{sample.name}.{ending}",
             metadata=files.plain(facts),

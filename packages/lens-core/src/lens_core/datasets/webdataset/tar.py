@@ -18,10 +18,13 @@ __all__ = ["Sample", "Tar"]
 
 @dataclass(frozen=True)
 class Sample:
-    """Neighbouring files of one name; `files` maps the ending, in lower case, to a function that reads it."""
+    """Neighbouring files of one name; `files` maps the ending, in lower case, to a function that reads it.
+
+    The function reads all of the file, or no more than the bytes that it is asked for.
+    """
 
     name: str
-    files: dict[str, Callable[[], bytes]] = field(default_factory=dict)
+    files: dict[str, Callable[..., bytes]] = field(default_factory=dict)
 
 
 class Tar:
@@ -62,8 +65,9 @@ class Tar:
         finally:
             self._close()
 
-    def _read(self, offset: int, size: int) -> bytes:
-        """A file's content; while the samples are gone through, from the stream that is open anyway."""
+    def _read(self, offset: int, size: int, most: int | None = None) -> bytes:
+        """A file's content, or its first bytes; while the samples are gone through, from the stream that is open."""
+        size = size if most is None else min(size, most)
         if self._stream is not None:
             return self._read_from(self._stream, offset, size)
         with urls.open_read(self.url) as stream:

@@ -18,8 +18,9 @@ class TimeGridConfig(ComponentConfig):
     """A number of steps from noise to image, and how they lean."""
 
     steps: int = Field(20, gt=0, le=1000, description="How many steps.")
-    shift: Literal["released", "continuous", "none"] | _Shift = Field(
+    shift: Literal["released", "continuous", "trained", "none"] | _Shift = Field(
         "none",
         description="Where the steps lie: 'none' is even, 'released' leans to the noisy end by the released rule, "
-        "'continuous' does so without that rule's jump above 4300 tokens, a number by e^that.",
+        "'continuous' does so without that rule's jump above 4300 tokens, 'trained' as far as the paper's training "
+        "times lean, a number by e^that.",
     )

@@ -1,7 +1,7 @@
 """Where the steps of a sampler lie between time 1 (noise) and 0 (image).
 
 An even grid spends its steps badly on large images: they drown in noise later, so more steps belong near 1. A shift mu
-moves each t to e^mu / (e^mu + 1/t - 1). Suffix: S steps.
+moves each t to e^mu / (e^mu + 1/t - 1). Training leans its times by the same functions. Suffix: S steps.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from lens_core.diffusion.samplers.config import TimeGridConfig
 
-__all__ = ["continuous_mu", "released_mu", "shifted_times", "time_grid"]
+__all__ = ["continuous_mu", "released_mu", "shift", "shifted_times", "time_grid", "trained_mu"]
 
 _BREAK = 4300
 """Image tokens above which the released rule changes."""
@@ -23,7 +23,12 @@ _BREAK = 4300
 
 def time_grid(config: TimeGridConfig, num_tokens: int) -> Tensor:
     """The grid for an image of `num_tokens` tokens: float32 [S+1], from 1 to 0."""
-    rules = {"none": lambda *_: 0.0, "released": released_mu, "continuous": continuous_mu}
+    rules = {
+        "none": lambda *_: 0.0,
+        "released": released_mu,
+        "continuous": continuous_mu,
+        "trained": lambda num_tokens, steps: trained_mu(num_tokens),
+    }
     mu = rules[config.shift](num_tokens, config.steps) if isinstance(config.shift, str) else config.shift
     return shifted_times(config.steps, mu)
 
@@ -53,12 +58,26 @@ def continuous_mu(num_tokens: int, steps: int) -> float:
     return released_mu(min(num_tokens, _BREAK), steps) + 0.5 * math.log(beyond)
 
 
+def trained_mu(num_tokens: int) -> float:
+    """How far the paper leans its training times: linear in the tokens, 1.0 at 256 and 1.3 at 4096.
+
+    Source: arXiv 2605.21573, section 2.3. A shift of mu adds mu to the logit of a time, so this is also the mean of
+    its logit-normal times.
+    """
+    return 1.0 + 0.3 * (num_tokens - 256) / (4096 - 256)
+
+
+def shift(times: Tensor, mu: float | Tensor) -> Tensor:
+    """Each t moved to e^mu / (e^mu + 1/t - 1), in the dtype of `times`."""
+    scale = torch.as_tensor(mu, dtype=torch.float64).exp().to(times.dtype)
+    one = torch.ones((), dtype=times.dtype)  # a tensor: a number divided by a tensor rounds twice
+    return scale / (scale + (one / times - 1.0))
+
+
 def shifted_times(steps: int, mu: float) -> Tensor:
     """The grid 1, …, 1/steps, each t moved to e^mu / (e^mu + 1/t - 1), and a final 0: float32 [S+1].
 
     It is computed in float32, like the grids of diffusers' FlowMatchEulerDiscreteScheduler, to which it is bit-equal.
     """
     times_S = torch.linspace(1.0, 1.0 / steps, steps, dtype=torch.float64).float()
-    scale, one = torch.tensor(math.exp(mu)), torch.tensor(1.0)  # tensors: a number divided by a tensor rounds twice
-    times_S = scale / (scale + (one / times_S - 1.0))
-    return torch.cat([times_S, torch.zeros(1)])
+    return torch.cat([shift(times_S, mu), torch.zeros(1)])

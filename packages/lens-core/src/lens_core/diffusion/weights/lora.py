@@ -6,7 +6,7 @@
     fuse_loras(model)                                                              # no cost per step any more
 
 A loaded LoRA stands beside its linears until it is unloaded, so that it can be weighed and switched at any time.
-`lora_file` says which files fit.
+`lora_file` says which files fit: DoRA and LoKr are read too. A LoKr is then a LoRA like any other. A DoRA is on or off.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
-__all__ = ["fuse_loras", "load_lora", "save_lora", "set_loras", "unfuse_loras", "unload_loras"]
+__all__ = ["fuse_loras", "load_lora", "lora_tensors", "save_lora", "set_loras", "unfuse_loras", "unload_loras"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
@@ -53,8 +53,8 @@ def load_lora(
     Raises:
         ArtifactError: the file is damaged, fits nothing in the module, or not altogether; the message names the keys.
             The module is as it was.
-        ConfigError: the name is taken or no name, the scale is no number, the file is no .safetensors file, or loras
-            are fused.
+        ConfigError: the name is taken or no name, the scale is no number or a DoRA's is not 1, the file is no
+            .safetensors file, or loras are fused.
         MissingExtraError: peft is not installed.
     """
     peft = _peft()
@@ -71,6 +71,8 @@ def load_lora(
         if isinstance(part, nn.Linear) and not key.startswith(inside):
             linears[key] = part
     found = read_lora(source, {key: linear for key, linear in linears.items() if isinstance(linear, nn.Linear)})
+    is_dora = any(factors.magnitude_O is not None for factors in found.values())
+    _check_dora_scales({name: scale} if is_dora else {})
 
     active = _active(layers)
     trained = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
@@ -86,6 +88,9 @@ def load_lora(
         weight = layers[key].get_base_layer().weight
         for linear, factor in ((layers[key].lora_A[name], factors.down_RI), (layers[key].lora_B[name], factors.up_OR)):
             linear.weight = nn.Parameter(factor.to(weight.device, weight.dtype), requires_grad=False)
+        if factors.magnitude_O is not None:
+            magnitude_O = factors.magnitude_O.to(weight.device, weight.dtype)
+            layers[key].lora_magnitude_vector[name].weight = nn.Parameter(magnitude_O, requires_grad=False)
         layers[key].set_scale(name, scale)
     _activate(layers, [*active, name])
     return list(found)
@@ -99,11 +104,12 @@ def set_loras(module: nn.Module, scales: Mapping[str, float]) -> None:
         scales: by name; 1 is as trained, 0 is off, and negative ones turn it round.
 
     Raises:
-        ConfigError: there is no LoRA of that name, a scale is no number, or LoRAs are fused.
+        ConfigError: there is no LoRA of that name, a scale is no number or a DoRA's is not 1, or LoRAs are fused.
     """
     layers = _layers(module)
     _check_known(layers, scales)
     _check_scales(scales)
+    _check_dora_scales({name: scale for name, scale in scales.items() if _is_dora(layers, name)})
     _check_not_fused(layers)
     for layer in layers.values():
         for name, scale in scales.items():
@@ -116,14 +122,14 @@ def fuse_loras(module: nn.Module) -> None:
 
     In half precision the sum is rounded; `unfuse_loras` then gives back the weights but for that rounding.
     """
-    for layer in _layers(module).values():
+    for layer in _adapted(module).values():
         if not layer.merged:
             layer.merge()
 
 
 def unfuse_loras(module: nn.Module) -> None:
     """Subtract what `fuse_loras` added; the LoRAs are on as before."""
-    for layer in _layers(module).values():
+    for layer in _adapted(module).values():
         if layer.merged:
             layer.unmerge()
 
@@ -133,17 +139,18 @@ def unload_loras(module: nn.Module) -> None:
 
     What is fused stays in the weights. So `fuse_loras` and then this make a model of its own, which can be saved.
     """
-    for key, layer in _layers(module).items():
+    for key, layer in _adapted(module).items():
         owner, _, name = key.rpartition(".")
         setattr(module.get_submodule(owner), name, layer.get_base_layer())
     module.__dict__.pop("peft_config", None)
 
 
 def save_lora(module: nn.Module, path: Path, name: str = "default", *, prefix: str = "transformer.") -> None:
-    """Write one LoRA of a module, as diffusers does.
+    """Write one LoRA, DoRA or LoKr of a module, as diffusers does, or for ComfyUI.
 
     Keys are `<prefix><linear>.lora_A.weight`. Readers disagree on where alpha stands, so that there is none: B is
-    multiplied by alpha / rank. What `set_loras` said does not enter.
+    multiplied by alpha / rank. What `set_loras` said does not enter. A DoRA has `.lora_magnitude_vector` besides, a
+    LoKr has `.lokr_w1` and the like instead, which peft's own layers hold while it is trained.
 
     Args:
         module: the module that carries it, or peft's wrapper around it.
@@ -152,25 +159,53 @@ def save_lora(module: nn.Module, path: Path, name: str = "default", *, prefix: s
         prefix: before each key; ComfyUI takes `diffusion_model.` for every model.
 
     Raises:
-        ConfigError: there is no such LoRA, it is no plain one, or `path` is no .safetensors file.
+        ConfigError: there is no such LoRA, its form cannot be written, or `path` is no .safetensors file.
         StorageError: the file cannot be written.
     """
     if path.suffix != ".safetensors":
         raise ConfigError(f"{path}: a LoRA is written as a .safetensors file")
-    layers = _layers(module)
-    _check_known(layers, [name])
-    weights, ranks = {}, {}
+    write_safetensors(path, *lora_tensors(module, name, prefix=prefix))
+
+
+def lora_tensors(
+    module: nn.Module, name: str = "default", *, prefix: str = "transformer."
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the metadata of the file that `save_lora` writes; see there."""
+    layers = {key: layer for key, layer in _adapted(module).items() if name in layer._get_available_adapters()}
+    if not layers:
+        _check_known(_adapted(module), [name])
+    weights: dict[str, Tensor] = {}
+    ranks: dict[str, Any] = {}
     for key, layer in layers.items():
-        if name not in layer.lora_A:
+        linear = key.removeprefix("base_model.model.")
+        if not hasattr(layer, "lora_A"):
+            weights |= {f"{prefix}{linear}.{part}": tensor for part, tensor in _lokr_parts(layer, name).items()}
             continue
-        if name in layer.lora_variant or layer.lora_bias.get(name):
+        rank, is_dora = layer.r[name], name in layer.lora_magnitude_vector
+        if layer.lora_bias.get(name) or (name in layer.lora_variant and not is_dora):
             raise ConfigError(f"the LoRA {name!r} is no plain one: its form cannot be written")
-        linear, rank = key.removeprefix("base_model.model."), layer.r[name]
         trained = layer.lora_alpha[name] / (math.sqrt(rank) if layer.use_rslora[name] else rank)
         weights[f"{prefix}{linear}.lora_A.weight"] = layer.lora_A[name].weight.detach()
         weights[f"{prefix}{linear}.lora_B.weight"] = layer.lora_B[name].weight.detach() * trained
+        if is_dora:
+            weights[f"{prefix}{linear}.lora_magnitude_vector"] = layer.lora_magnitude_vector[name].weight.detach()
         ranks[linear] = rank
-    write_safetensors(path, weights, {"format": "pt", DIFFUSERS_METADATA: json.dumps(_diffusers_config(ranks))})
+    metadata = {"format": "pt"}
+    if ranks:
+        metadata[DIFFUSERS_METADATA] = json.dumps(_diffusers_config(ranks, _is_dora(layers, name)))
+    return weights, metadata
+
+
+def _lokr_parts(layer: Any, name: str) -> dict[str, Tensor]:
+    """The factors of a LoKr under their own names; the first is multiplied by alpha / rank, since there is no alpha."""
+    parts: dict[str, Tensor] = {}
+    for part in layer.adapter_layer_names:
+        if name in getattr(layer, part):
+            parts[part] = getattr(layer, part)[name].detach()
+    if "lokr_t2" in parts:
+        raise ConfigError(f"the LoKr {name!r} is a convolution's: its form cannot be written")
+    first = "lokr_w1" if "lokr_w1" in parts else "lokr_w1_a"
+    return parts | {first: parts[first] * (layer.alpha[name] / layer.r[name])}
 
 
 def _config(peft: Any, found: Mapping[str, Factors]) -> Any:
@@ -183,6 +218,7 @@ def _config(peft: Any, found: Mapping[str, Factors]) -> Any:
         rank_pattern=_patterns({key: factors.rank for key, factors in found.items() if factors.rank != first.rank}),
         alpha_pattern=_patterns({key: factors.alpha for key, factors in found.items() if factors.alpha != first.alpha}),
         init_lora_weights=False,
+        use_dora=first.magnitude_O is not None,
         inference_mode=True,
     )
 
@@ -199,11 +235,11 @@ def _any_of(names: Iterable[str]) -> str:
     return "|".join(map(re.escape, names))
 
 
-def _diffusers_config(ranks: Mapping[str, int]) -> dict[str, Any]:
+def _diffusers_config(ranks: Mapping[str, int], is_dora: bool) -> dict[str, Any]:
     """What diffusers makes a `LoraConfig` of: the most frequent rank, and the linears that have another."""
     rank = Counter(ranks.values()).most_common(1)[0][0]
     others = {key: own for key, own in ranks.items() if own != rank}
-    same = {"r": rank, "lora_alpha": rank, "rank_pattern": others, "alpha_pattern": others}
+    same = {"r": rank, "lora_alpha": rank, "rank_pattern": others, "alpha_pattern": others, "use_dora": is_dora}
     return {f"transformer.{field}": value for field, value in (same | {"target_modules": list(ranks)}).items()}
 
 
@@ -213,8 +249,18 @@ def _layers(module: nn.Module) -> dict[str, Any]:
     return {key: part for key, part in module.named_modules() if isinstance(part, layer_class)}
 
 
+def _adapted(module: nn.Module) -> dict[str, Any]:
+    """The linears that carry anything of peft's: LoRAs, or a LoKr in training."""
+    layer_class = _peft().tuners.tuners_utils.BaseTunerLayer
+    return {key: part for key, part in module.named_modules() if isinstance(part, layer_class)}
+
+
 def _names(layers: Mapping[str, Any]) -> list[str]:
-    return sorted({name for layer in layers.values() for name in layer.lora_A})
+    return sorted({name for layer in layers.values() for name in layer._get_available_adapters()})
+
+
+def _is_dora(layers: Mapping[str, Any], name: str) -> bool:
+    return any(name in getattr(layer, "lora_magnitude_vector", ()) for layer in layers.values())
 
 
 def _active(layers: Mapping[str, Any]) -> list[str]:
@@ -242,6 +288,13 @@ def _check_scales(scales: Mapping[str, float]) -> None:
     for name, scale in scales.items():
         if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not math.isfinite(scale):
             raise ConfigError(f"the scale {scale!r} of the LoRA {name!r} is no finite number")
+
+
+def _check_dora_scales(scales: Mapping[str, float]) -> None:
+    """A DoRA's rows have the length that goes with the whole of it: peft's scale would bend it, not weaken it."""
+    for name, scale in scales.items():
+        if scale != 1:
+            raise ConfigError(f"{name!r} is a DoRA, which is on or off: its scale is 1, not {scale}")
 
 
 def _check_not_fused(layers: Mapping[str, Any]) -> None:

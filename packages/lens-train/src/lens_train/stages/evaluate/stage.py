@@ -17,7 +17,7 @@ from PIL import Image
 from lens_core.diffusion.device import pick_device
 from lens_core.diffusion.model_folder import load_model_folder
 from lens_core.diffusion.text_to_image import Request, generate
-from lens_train.evaluation.wilson import wilson_interval
+from lens_core.intervals import wilson_interval
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -2,48 +2,69 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field
 
+from lens_core.config.base import Config
 from lens_core.config.components import AutoencoderField, ModelField, SamplerField, TextEncoderField
 from lens_core.config.stage import StageConfig
+from lens_train.data.config import DataConfig, ImageSizeField
 from lens_train.loop.budget import Budget
+from lens_train.methods.config import FullMethod, MethodConfig
 from lens_train.objective.config import ObjectiveConfig
 from lens_train.optim.config import OptimizerConfig
+from lens_train.parallel.config import ParallelConfig
+from lens_train.planning.config import BatchConfig
+from lens_train.watch.config import WatchConfig
 
-__all__ = ["TrainStageConfig"]
+__all__ = ["CheckpointConfig", "TrainStageConfig"]
 
-Side = Annotated[int, Field(gt=0, le=4096)]
+
+class CheckpointConfig(Config):
+    """When the training state is saved, and which saves are kept."""
+
+    every_s: float = Field(60, gt=0, description="Seconds between saves.")
+    keep_last: int = Field(1, gt=0, description="How many of the latest saves are kept.")
+    keep_every: int | None = Field(None, gt=0, description="Saves at multiples of this many steps are kept as well.")
 
 
 class TrainStageConfig(StageConfig):
     """Train a text-to-image model on captioned images."""
 
     type: Literal["train"] = "train"
-    source: str = Field(description="The stage whose captions (and their images) are trained on.")
+    source: str | list[str] = Field(
+        description="The stage whose captions (and their images) are trained on; or [captions, model] to go on from a "
+        "model that an earlier stage made, or [captions, latents] for images that the stage `encode` has encoded."
+    )
+    start: str | None = Field(
+        None, description="A model folder or URL to go on from; its parts replace `model` and its companions."
+    )
     budget: Budget = Field(description="How long: exactly one of flops, steps, minutes.")
+    method: MethodConfig = Field(FullMethod(), description="What is moved: every weight, or an adapter beside them.")
     model: ModelField = Field("lens", validate_default=True, description="The denoiser.")
     autoencoder: AutoencoderField = Field("pixels", validate_default=True, description="Between pixels and tokens.")
     text_encoder: TextEncoderField = Field("small", validate_default=True, description="Prompts to features.")
-    sampler: SamplerField = Field(
-        "flow-euler", validate_default=True, description="The sampler that the finished model recommends."
+    sampler: SamplerField | None = Field(
+        None,
+        description="The sampler that the finished model recommends; null: flow-euler, or what `start` recommends.",
     )
-    guidance: float = Field(3.0, ge=0, le=100, description="The guidance scale that the finished model recommends.")
-    guidance_rescale: bool = Field(False, description="Whether guidance keeps each token's length.")
-    image_size: Side | tuple[Side, Side] | None = Field(
-        None, description="Side, or [height, width], that images are scaled and cropped to; null keeps their own."
+    guidance: float | None = Field(
+        None, ge=0, le=100, description="The guidance scale that it recommends; null: 3, or what `start` recommends."
     )
+    guidance_rescale: bool | None = Field(
+        None, description="Whether guidance keeps each token's length; null: likewise."
+    )
+    image_size: ImageSizeField = None
     layers: list[str] | None = Field(None, description="Caption layers to train on; null means all.")
+    batch: BatchConfig = Field(BatchConfig(samples=64), description="What a step is made of.")
+    data: DataConfig = Field(DataConfig(), description="How images and captions reach the loop.")
     objective: ObjectiveConfig = Field(ObjectiveConfig(), description="What is learned, and at which noise levels.")
     optimizer: OptimizerConfig = Field(OptimizerConfig(), description="How parameters are moved.")
     ema: float = Field(0.99, ge=0, lt=1, description="Decay of the averaged weights, which the finished model has.")
-    batch_size: int = Field(64, gt=0, le=65536, description="Images a step.")
-    precision: Literal["fp32", "bf16"] = Field(
-        "fp32", description="bf16 computes in bfloat16 where that is safe; only worth it where the hardware has it."
-    )
+    parallel: ParallelConfig = Field(ParallelConfig(), description="How the work is spread and memory is saved.")
+    checkpoints: CheckpointConfig = Field(CheckpointConfig(), description="The training state on disk.")
+    watch: WatchConfig = Field(WatchConfig(), description="What is measured on the way.")
     threads: int | None = Field(None, gt=0, description="CPU threads; null takes what torch takes.")
-    save_every_s: float = Field(60, gt=0, description="Seconds between saves of the training state.")
-    log_every: int = Field(10, gt=0, description="Steps between lines of metrics.")
     licence: str = Field("", description="What the weights may be used for; written into lens.json.")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Where to train.")

@@ -9,94 +9,72 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lens_core.diffusion.device import pick_device
-from lens_core.diffusion.model_folder import save_model_folder
-from lens_train.data.captioned import load_captioned
-from lens_train.loop.trainer import METRICS, TENSORBOARD, Trainer
+from lens_core.errors import ConfigError
+from lens_train.checkpoint.store import CheckpointStore
+from lens_train.data.autoencoder_identity import identity
+from lens_train.data.text import Captions
+from lens_train.data.training_set import captions_by_key, latents_of, open_training_set, pictures_of
+from lens_train.export.model_card import model_card
+from lens_train.launch import announce, world_of
+from lens_train.loop.metrics import METRICS, resolution
+from lens_train.loop.trainer import Trainer
+from lens_train.methods.config import LoraMethod
+from lens_train.parallel.shard import compute_dtype
+from lens_train.planning.build import make_plan
+from lens_train.planning.costs import CostModel
+from lens_train.planning.kept import MANIFEST, keep_plan
+from lens_train.planning.packs import packs_of
+from lens_train.planning.samples import SampleSource
+from lens_train.stages.train.parts import build_parts
+from lens_train.watch.sinks import TENSORBOARD
 
 if TYPE_CHECKING:
-    from lens_core.pipeline.context import StageContext
-    from lens_train.stages.train.config import TrainStageConfig
+    from pathlib import Path
 
-__all__ = ["run"]
+    from lens_core.pipeline.context import StageContext
+    from lens_core.storage.artifacts import Artifact
+    from lens_train.parallel.world import World
+    from lens_train.stages.train.config import TrainStageConfig
+    from lens_train.stages.train.parts import Parts
+
+__all__ = ["build_trainer", "run"]
 
 
 def run(config: TrainStageConfig, context: StageContext) -> dict[str, Any]:
     """Train within the budget and leave a model folder, the metrics and TensorBoard's files.
 
+    Under torchrun every rank calls this, and rank 0 alone writes the artefact.
+
     Raises:
         LensError: there is nothing to train on, or training diverges.
         Stopped: the user asked for it; the state is saved.
     """
-    (captions,) = context.inputs
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    device = pick_device(config.device)
-    autoencoder = context.registry.build("autoencoders", config.autoencoder)
-    size = (config.image_size, config.image_size) if isinstance(config.image_size, int) else config.image_size
-    context.progress.start(None, "images decoded")
-    data = load_captioned(
-        captions,
-        layers=config.layers,
-        size=size,
-        stride=autoencoder.stride,
-        seed=context.seed,
-        on_image=lambda done, total: context.progress.update(done),
-    )
-    if data.skipped:
-        context.progress.note(
-            f"{data.skipped} of {data.skipped + len(data.keys)} images are left out: "
-            "they have no caption, or cannot be decoded"
-        )
-    encoder_class = context.registry.spec("text_encoders", config.text_encoder.type).load_target()
-    texts = [text for own in data.captions for text in own]
-    encoder = encoder_class.fit(config.text_encoder, texts, seed=context.seed)
-    transformer = context.registry.build(
-        "models",
-        config.model,
-        in_channels=autoencoder.channels,
-        enc_hidden_dim=encoder.width,
-        num_text_layers=encoder.num_layers,
-    )
-    transformer.init_weights(context.seed)
-    trainer = Trainer(
-        transformer=transformer.to(device),
-        text_encoder=encoder.to(device),
-        autoencoder=autoencoder,
-        data=data,
-        objective=config.objective,
-        optimizer=config.optimizer,
-        budget=config.budget,
-        batch_size=config.batch_size,
-        ema_decay=config.ema,
-        bf16=config.precision == "bf16",
-        device=device,
-        seed=context.seed,
-        state_dir=context.state_dir,
-        save_every_s=config.save_every_s,
-        log_every=config.log_every,
-    )
+    trainer, parts = build_trainer(config, context)
     trainer.run(context.progress)
-    with trainer.averaged():
-        folder = context.output.local_dir("model")
-        shutil.rmtree(folder)
-        save_model_folder(
-            folder,
-            transformer=transformer,
-            model=config.model,
-            text_encoder=encoder,
-            autoencoder=autoencoder,
-            sampler=config.sampler,
-            prediction=config.objective.prediction,
-            image_size=data.size,
-            guidance=config.guidance,
-            guidance_rescale=config.guidance_rescale,
-            parents=[{"name": captions.name, "type": captions.type, "hash": captions.hash}],
-            licence=config.licence,
+    sizes = trainer.manifest.sizes
+    height, width, _ = max(sizes, key=lambda size: size[2])
+    folder = context.output.local_dir("model")
+    shutil.rmtree(folder)
+    parents = [{"name": made.name, "type": made.type, "hash": made.hash} for made in context.inputs]
+    with trainer.ema.swapped():
+        parts.save(folder, config, trainer.world, image_size=(height, width), parents=parents)
+    stats = _stats(trainer, parts.image_size or (height, width))
+    if trainer.world.is_main:
+        adapter = config.method.kind if isinstance(config.method, LoraMethod) else None
+        card = model_card(
+            context.name, stats=stats, parents=parents, licence=config.licence, start=parts.start, adapter=adapter
         )
-    # Copied, not moved: a run killed before its manifest is written goes on from the state, which needs them whole.
-    shutil.copy(context.state_dir / METRICS, folder)
-    shutil.copytree(context.state_dir / TENSORBOARD, folder / TENSORBOARD)
-    context.output.add_folder("", folder)
+        (folder / "README.md").write_text(card, encoding="utf-8")
+        # Copied, not moved: a run killed before its manifest is written goes on from the state, which needs them whole.
+        shutil.copy(context.state_dir / METRICS, folder)
+        if config.watch.tensorboard:
+            shutil.copytree(context.state_dir / TENSORBOARD, folder / TENSORBOARD)
+        context.output.add_folder("", folder)
+    return stats
+
+
+def _stats(trainer: Trainer, image_size: tuple[int, int]) -> dict[str, Any]:
+    """What the manifest says of the training."""
     counters = asdict(trainer.counters)
     del counters["skipped_in_a_row"]
     return {
@@ -104,7 +82,123 @@ def run(config: TrainStageConfig, context: StageContext) -> dict[str, Any]:
         "steps": counters.pop("step"),
         "training_flops": counters.pop("flops"),
         "parameters": sum(parameter.numel() for parameter in trainer.parameters),
-        "image_size": list(data.size),
-        "training_images": len(data.keys),
-        "device": str(device),
+        "image_size": list(image_size),
+        "training_images": len(trainer.manifest),
+        "device": str(trainer.world.device),
+        "ranks": trainer.world.size,
     }
+
+
+def build_trainer(config: TrainStageConfig, context: StageContext) -> tuple[Trainer, Parts]:
+    """Everything that `run` trains with: the model's parts, the data, the plan, and the loop over them.
+
+    Raises:
+        LensError: there is nothing to train on, or parts do not fit each other.
+    """
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    world = world_of(pick_device(config.device))
+    announce(world, context)
+    packs_of(0, world.rank, world.size, config.batch.packs_per_step)  # said before anything is loaded
+    inputs = _by_type(context)
+    captions = inputs["captions"]
+    by_key = captions_by_key(captions, config.layers)
+    start = inputs["model"].url if "model" in inputs else config.start
+    parts = build_parts(config, context, [text for own in by_key.values() for text in own], start)
+    stride = parts.autoencoder.stride
+    pictures = (
+        latents_of(inputs["latents"], by_key, autoencoder=identity(parts.autoencoder))
+        if "latents" in inputs
+        else pictures_of(captions, by_key, image_size=config.image_size, stride=stride, seed=context.seed)
+    )
+    kept = _kept_folder(context, world)
+    context.progress.start(None, "images decoded")
+    data = open_training_set(
+        kept / MANIFEST,
+        pictures,
+        by_key,
+        memory_bytes=config.data.memory_gb * 1e9,
+        tokenize=parts.text_encoder.tokenize,
+        on_image=lambda done, total: context.progress.update(done),
+        world=world,
+    )
+    if data.left_out:
+        context.progress.note(
+            f"{data.left_out} of {data.left_out + len(data.manifest)} images are left out: "
+            "they have no caption, or cannot be decoded"
+        )
+    parts.place(config, world, seed=context.seed)
+    source = SampleSource(
+        manifest=data.manifest,
+        costs=CostModel.fit(lambda n, m: parts.flops([n], [m])),
+        stride=stride,
+        seed=context.seed,
+        caption_dropout=config.objective.caption_dropout,
+    )
+    if world.is_main:
+        keep_plan(kept, config.batch, source)
+    trainer = Trainer(
+        transformer=parts.transformer,
+        captions=Captions(parts.text_encoder, cache_bytes=int(config.data.text_cache_gb * 1e9)),
+        autoencoder=parts.autoencoder,
+        manifest=data.manifest,
+        plan=make_plan(config.batch, source),
+        source=data.source,
+        sides=sorted({resolution(height, width) for height, width, _ in data.manifest.sizes}),
+        flops=parts.flops,
+        packs_per_step=config.batch.packs_per_step,
+        workers=config.data.workers,
+        objective=config.objective,
+        prediction=parts.prediction,
+        optimizer=config.optimizer,
+        budget=config.budget,
+        ema_decay=config.ema,
+        dtype=compute_dtype(config.parallel, world.device),
+        world=world,
+        store=CheckpointStore(
+            context.state_dir / "checkpoints",
+            world,
+            keep_last=config.checkpoints.keep_last,
+            keep_every=config.checkpoints.keep_every,
+        ),
+        folder=context.state_dir,
+        watch=config.watch,
+        seed=context.seed,
+        save_every_s=config.checkpoints.every_s,
+        max_bad_samples=config.data.max_bad_samples,
+        trainable_only=isinstance(config.method, LoraMethod),
+        fixed_size=config.batch.fixed_size,
+        recomputes=config.parallel.activation_checkpointing == "full",
+    )
+    return trainer, parts
+
+
+def _kept_folder(context: StageContext, world: World) -> Path:
+    """Where manifest and plan lie: beside the state, which goes once the stage is done; empty for a new beginning."""
+    folder = context.state_dir.with_name(f"{context.name}.plan")
+    if world.is_main:
+        begun = context.state_dir / "begun"
+        if not begun.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            begun.touch()
+        folder.mkdir(exist_ok=True)
+    world.barrier("the plan's folder")
+    return folder
+
+
+def _by_type(context: StageContext) -> dict[str, Artifact]:
+    """The inputs by what they are.
+
+    Raises:
+        ConfigError: there are no captions, or two of a kind.
+    """
+    inputs: dict[str, Artifact] = {}
+    for artifact in context.inputs:
+        if artifact.type in inputs:
+            raise ConfigError(
+                f"{artifact.name!r} and {inputs[artifact.type].name!r} are both {artifact.type}", key="source"
+            )
+        inputs[artifact.type] = artifact
+    if "captions" not in inputs:
+        raise ConfigError("it needs a stage whose captions are trained on", key="source")
+    return inputs

@@ -1,0 +1,168 @@
+"""The parts of a caption stage, and the shared folder where their outcomes are published.
+
+    KEY/part               images of a part, as the first worker found it in its settings; it stays so
+    KEY/leases/            who works on which part (`lens_core.storage.leases`)
+    KEY/grants/            what was drawn from the budget (`allowance.py`)
+    KEY/segments/000017    the outcomes of a part, in the order of its images; a Parquet file, created exclusively
+    KEY/left/000017.ID     what the worker ID had of a part when it stopped, so that the next one need not buy it again
+
+KEY stands for everything that decides what the outcomes are: the images and the settings.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lens_caption.engine.budget import NOTHING, Amount
+from lens_core.config.base import config_hash
+from lens_core.contracts import CaptionOutcome
+from lens_core.errors import ArtifactError
+from lens_core.storage import urls
+from lens_core.storage.artifacts import MANIFEST
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from lens_caption.stages.caption.config import CaptionStageConfig
+    from lens_core.pipeline.context import StageContext
+    from lens_core.storage.shards import ShardReader
+
+__all__ = ["Part", "Plan", "parts_of"]
+
+_COLUMNS = ("key", "status", "text", "detail", "provenance", "layers")
+_SCHEMA = pa.schema([pa.field(name, pa.string(), nullable=False) for name in _COLUMNS])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Consecutive images of one shard: those from number `start` to before `stop`."""
+
+    name: str
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+def parts_of(shards: Sequence[str], most: int) -> list[Part]:
+    """Cut images into parts.
+
+    Args:
+        shards: of each image, the shard that holds it.
+        most: images of a part.
+    """
+    parts: list[Part] = []
+    start = 0
+    for stop in range(1, len(shards) + 1):
+        if stop == len(shards) or stop - start == most or shards[stop] != shards[start]:
+            parts.append(Part(name=f"{len(parts):06d}", start=start, stop=stop))
+            start = stop
+    return parts
+
+
+class Plan:
+    """What is published of a stage's parts.
+
+    Args:
+        config: of the stage.
+        context: of the stage, with one set of images as its input.
+    """
+
+    def __init__(self, config: CaptionStageConfig, context: StageContext):
+        (images,) = context.inputs
+        assert config.executor.type != "process"
+        settings = {"config": config.model_dump(mode="json"), "images": images.hash}
+        self.key = config_hash(settings)[:16]
+        self.url = urls.join(context.work_url, self.key)
+        self._manifest = urls.join(context.run_url, context.name, MANIFEST)
+        size = urls.join(self.url, "part")
+        urls.create_exclusive(size, str(config.executor.part).encode())
+        self._part = int(urls.read_text(size))
+
+    def parts(self, reader: ShardReader) -> list[Part]:
+        """All parts, in the order of the images."""
+        return parts_of(reader.columns["shard"], self._part)
+
+    def finished(self) -> bool:
+        """Whether the stage is done. What is published is removed only after that: look here last."""
+        return urls.exists(self._manifest)
+
+    def published(self) -> set[str]:
+        """Names of the parts that are published."""
+        return {name for name in urls.ls(urls.join(self.url, "segments")) if not name.startswith(".")}
+
+    def is_published(self, part: Part) -> bool:
+        """Whether the part is published."""
+        return urls.exists(self._segment(part))
+
+    def publish(self, part: Part, outcomes: Iterable[CaptionOutcome], *, spent: Amount, layers: Sequence[str]) -> bool:
+        """Publish a part; False if another worker was first, whose outcomes then count.
+
+        Args:
+            part: which.
+            outcomes: one for each of its images, in their order.
+            spent: on it.
+            layers: the layers that the captioner gives.
+        """
+        facts = {"usd": None if spent.usd is None else str(spent.usd), "layers": list(layers)}
+        return urls.create_exclusive(self._segment(part), _table(outcomes, facts))
+
+    def outcomes(self, part: Part) -> list[CaptionOutcome]:
+        """The outcomes of a published part, in the order of its images; raises `ArtifactError` if it is damaged."""
+        return _outcomes(self._segment(part))
+
+    def facts(self, part: Part) -> tuple[Amount, tuple[str, ...]]:
+        """What a published part says of itself: what was spent on it, and the captioner's layers."""
+        with urls.open_read(self._segment(part)) as stream:
+            facts = json.loads(pq.read_metadata(stream).metadata[b"lens"])
+        return Amount(None if facts["usd"] is None else Decimal(facts["usd"])), tuple(facts["layers"])
+
+    def leave(self, part: Part, worker: str, outcomes: Iterable[CaptionOutcome]) -> None:
+        """Keep what there is of a part for whoever goes on with it."""
+        urls.write_bytes(urls.join(self.url, "left", f"{part.name}.{worker}"), _table(outcomes, {}))
+
+    def left(self, part: Part) -> list[CaptionOutcome]:
+        """What earlier workers had of it."""
+        folder = urls.join(self.url, "left")
+        names = [name for name in urls.ls(folder) if name.startswith(f"{part.name}.")]
+        return [outcome for name in names for outcome in _outcomes(urls.join(folder, name))]
+
+    def spent(self, parts: Iterable[Part]) -> Amount:
+        """What was spent on the published parts."""
+        return sum((self.facts(part)[0] for part in parts), NOTHING)
+
+    def _segment(self, part: Part) -> str:
+        return urls.join(self.url, "segments", part.name)
+
+
+def _table(outcomes: Iterable[CaptionOutcome], facts: dict[str, Any]) -> bytes:
+    columns: dict[str, list[str]] = {name: [] for name in _COLUMNS}
+    for item in outcomes:
+        provenance, layers = json.dumps(dict(item.provenance)), json.dumps(dict(item.layers))
+        values = (item.key, item.status, item.text, item.detail, provenance, layers)
+        for name, value in zip(_COLUMNS, values, strict=True):
+            columns[name].append(value)
+    table = pa.table(columns, schema=_SCHEMA.with_metadata({"lens": json.dumps(facts)}))
+    stream = io.BytesIO()
+    pq.write_table(table, stream, write_page_checksum=True)
+    return stream.getvalue()
+
+
+def _outcomes(url: str) -> list[CaptionOutcome]:
+    try:
+        table = pq.read_table(pa.BufferReader(urls.read_bytes(url)), page_checksum_verification=True)
+        rows = table.select(_COLUMNS).to_pylist()
+    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+        raise ArtifactError(f"{url} is damaged: {' '.join(str(error).split())}; remove it") from error
+    return [
+        CaptionOutcome(**{**row, "provenance": json.loads(row["provenance"]), "layers": json.loads(row["layers"])})
+        for row in rows
+    ]

@@ -1,0 +1,113 @@
+"""A pack becomes what a step computes on: tokens, noised; captions, as ids; and what the two will cost.
+
+Suffixes: N image tokens, C channels, G samples, B images of one size, H and W pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from lens_core.diffusion.ragged import offsets_of
+from lens_core.errors import LensError
+from lens_train.loop.metrics import resolution
+from lens_train.objective.flow import targets
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from lens_core.contracts.diffusion import Autoencoder
+    from lens_train.data.loader import LoadedPack
+    from lens_train.data.text import Captions
+    from lens_train.objective.config import ObjectiveConfig
+    from lens_train.planning.manifest import Manifest
+    from lens_train.watch.stopwatch import Stopwatch
+
+__all__ = ["Batch", "assemble"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """A ragged batch before its captions are encoded, and its target.
+
+    Args:
+        x_NC: noised image tokens.
+        velocity_NC: the target.
+        timestep_G: each sample's time.
+        texts: each sample's caption, "" where it is dropped.
+        ids: its tokens.
+        image_offsets, text_offsets, grids: as in `RaggedBatch`.
+        sides: each sample's resolution, as `resolution` names it.
+        flops: of the denoiser and of a text encoder that is trained, forward and backward.
+    """
+
+    x_NC: Tensor
+    velocity_NC: Tensor
+    timestep_G: Tensor
+    texts: list[str]
+    ids: list[list[int]]
+    image_offsets: Tensor
+    text_offsets: Tensor
+    grids: Tensor
+    sides: list[int]
+    flops: float
+
+
+def assemble(
+    loaded: LoadedPack,
+    *,
+    manifest: Manifest,
+    autoencoder: Autoencoder,
+    captions: Captions,
+    flops: Callable[[Sequence[int], Sequence[int]], float],
+    objective: ObjectiveConfig,
+    seed: int,
+    device: torch.device,
+    stopwatch: Stopwatch,
+) -> Batch:
+    """What a pack is computed on; all of it follows from the pack and the seed.
+
+    Raises:
+        LensError: not one of its samples could be read.
+    """
+    samples = loaded.samples
+    if not samples:
+        raise LensError(f"not one sample of pack {loaded.pack.index} can be read; the first: {loaded.bad[0]}")
+    with stopwatch.part("encode"):
+        tokens = _tokens(loaded.images, autoencoder, device)
+    goal = targets(objective, tokens, [(sample.epoch, manifest.key(sample.number)) for sample in samples], seed)
+    texts = ["" if sample.caption is None else manifest.caption_text(sample.caption) for sample in samples]
+    ids = captions.ids(texts)
+    image_lengths, text_lengths = [len(one) for one in tokens], [len(one) for one in ids]
+    stride = autoencoder.stride
+    return Batch(
+        x_NC=goal.x_NC,
+        velocity_NC=goal.velocity_NC,
+        timestep_G=goal.timestep_G,
+        texts=texts,
+        ids=ids,
+        image_offsets=offsets_of(image_lengths),
+        text_offsets=offsets_of(text_lengths),
+        grids=torch.tensor([[sample.height // stride, sample.width // stride] for sample in samples]),
+        sides=[resolution(sample.height, sample.width) for sample in samples],
+        flops=flops(image_lengths, text_lengths),
+    )
+
+
+@torch.no_grad()
+def _tokens(images: Sequence[Tensor], autoencoder: Autoencoder, device: torch.device) -> list[Tensor]:
+    """Clean tokens [n, C] of each image; images of one size go through the autoencoder together."""
+    if images[0].ndim == 2:  # made beforehand, by the stage `encode`
+        return [image.to(device) for image in images]
+    by_size: dict[torch.Size, list[int]] = {}
+    for number, image in enumerate(images):
+        by_size.setdefault(image.shape, []).append(number)
+    tokens: list[Tensor | None] = [None] * len(images)
+    for numbers in by_size.values():
+        pixels_BCHW = torch.stack([images[n] for n in numbers]).permute(0, 3, 1, 2).to(device, torch.float32)
+        for number, one in zip(numbers, autoencoder.encode(pixels_BCHW / 127.5 - 1), strict=True):
+            tokens[number] = one
+    return [one for one in tokens if one is not None]

@@ -1,0 +1,1 @@
+"""What is moved in training: every weight, or adapters beside them; and what training starts from."""

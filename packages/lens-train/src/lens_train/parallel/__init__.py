@@ -1,0 +1,1 @@
+"""One process or many: who takes part, how modules are sharded, what is kept for the backward pass."""

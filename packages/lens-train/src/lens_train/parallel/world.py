@@ -1,0 +1,234 @@
+"""The processes that train together, and what they tell each other beside gradients.
+
+`torchrun` starts the processes and says in the environment who is who. Alone, there is nothing to join, and every
+function here is what it is for one.
+
+    world = World.join(torch.device("cuda"), timeout_s=600)
+    while not world.agree(stop_asked):       # one rank's signal stops all of them at the same step
+        with world.watching("step 12"):
+            ...
+    world.leave()
+
+Three groups: the default one moves gradients (NCCL on CUDA, gloo on a CPU); `control` carries flags, and `saving` the
+checkpoints, both over gloo, so that a save in a thread never meets a step's collectives out of order.
+
+A rank that hangs or dies makes the others wait until the time-out. Each leaves word in the store of what it came to,
+so those who gave up can name the one who did not come.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+from torch._C._distributed_c10d import PrefixStore, Store
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.rendezvous import rendezvous
+
+from lens_core.errors import ConfigError, LensError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor
+
+    from lens_train.parallel.config import ParallelConfig
+
+__all__ = ["World"]
+
+GRACE_S = 5.0
+"""How long those who gave up waiting give each other to report."""
+
+
+@dataclass(kw_only=True)
+class World:
+    """Who takes part. Made by `join`.
+
+    Args:
+        rank: number of this process.
+        size: how many there are.
+        local_rank: number of this process on its node.
+        local_size: how many there are on this node.
+        device: this process's own.
+        timeout_s: how long one waits for another.
+        control: the group of flags; None alone.
+        saving: the group of checkpoints; None alone.
+        store: where ranks leave word for each other; None alone.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+    device: torch.device
+    timeout_s: float = 600.0
+    control: dist.ProcessGroup | None = None
+    saving: dist.ProcessGroup | None = None
+    store: Store | None = None
+    _meshes: dict[tuple[int, ...], DeviceMesh] = field(default_factory=dict, repr=False)
+    _waits: int = field(default=0, repr=False)
+
+    @classmethod
+    def join(cls, device: torch.device, timeout_s: float = 600.0) -> World:
+        """Meet the other processes that torchrun started; alone, return at once.
+
+        Args:
+            device: its type decides; on CUDA each process takes the device of its local rank.
+            timeout_s: how long one waits for another, in anything.
+
+        Raises:
+            ConfigError: a node has more processes than devices.
+            LensError: the others did not come.
+        """
+        size = int(os.environ.get("WORLD_SIZE", "1"))
+        if size == 1:
+            return cls(device=device, timeout_s=timeout_s)
+        rank, local_rank = int(os.environ["RANK"]), int(os.environ.get("LOCAL_RANK", "0"))
+        if device.type == "cuda":
+            if local_rank >= torch.cuda.device_count():
+                raise ConfigError(
+                    f"this node has {torch.cuda.device_count()} CUDA devices, and rank {rank} needs number "
+                    f"{local_rank}: start as many processes as there are devices (torchrun --nproc-per-node)"
+                )
+            device = torch.device("cuda", local_rank)
+            torch.cuda.set_device(device)
+        timeout = timedelta(seconds=timeout_s)
+        try:
+            store, rank, size = next(rendezvous("env://", timeout=timeout))
+            dist.init_process_group(
+                "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+                store=PrefixStore("groups", store),
+                rank=rank,
+                world_size=size,
+                timeout=timeout,
+            )
+            control, saving = (dist.new_group(backend="gloo", timeout=timeout) for _ in range(2))
+        except (RuntimeError, ValueError) as error:
+            raise LensError(f"rank {rank} of {size} cannot meet the others within {timeout_s:g} s: {error}") from error
+        return cls(
+            rank=rank,
+            size=size,
+            local_rank=local_rank,
+            local_size=int(os.environ.get("LOCAL_WORLD_SIZE", size)),
+            device=device,
+            timeout_s=timeout_s,
+            control=control,
+            saving=saving,
+            store=PrefixStore("lens", store),
+        )
+
+    def leave(self) -> None:
+        """Close the groups; the others need not be there."""
+        if self.size > 1:
+            dist.destroy_process_group()
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is rank 0, who writes what is written once."""
+        return self.rank == 0
+
+    def mesh(self, settings: ParallelConfig) -> DeviceMesh | None:
+        """The ranks as (replicate, shard), or as (shard) of one copy; the same object for the same settings.
+
+        Alone it is None.
+
+        Raises:
+            ConfigError: the two do not multiply to the number of ranks.
+        """
+        if self.size == 1:
+            return None
+        replicate, shard = settings.replicate, settings.shard
+        if replicate is None:
+            replicate = self.size // (shard or min(self.local_size, self.size))
+        shard = shard or max(1, self.size // replicate)
+        if replicate * shard != self.size:
+            raise ConfigError(
+                f"parallel: replicate {replicate} times shard {shard} is {replicate * shard}, and there are "
+                f"{self.size} ranks"
+            )
+        shape = (shard,) if replicate == 1 else (replicate, shard)
+        if shape not in self._meshes:
+            names = ("replicate", "shard")[-len(shape) :]
+            self._meshes[shape] = init_device_mesh(self.device.type, shape, mesh_dim_names=names)
+        return self._meshes[shape]
+
+    def sum_over(self, tensor: Tensor) -> Tensor:
+        """The sum of every rank's tensor, the same on all; a tensor of its own."""
+        total = tensor.detach().clone()
+        if self.size > 1:
+            with self.watching("a sum over all ranks"):
+                dist.all_reduce(total, group=self.control if total.device.type == "cpu" else None)
+        return total
+
+    def agree(self, flag: bool) -> bool:
+        """Whether any rank's flag is set; the same answer on all."""
+        if self.size == 1:
+            return flag
+        anyone = torch.tensor(int(flag))
+        with self.watching("an agreement of all ranks"):
+            dist.all_reduce(anyone, op=dist.ReduceOp.MAX, group=self.control)
+        return bool(anyone)
+
+    def barrier(self, name: str) -> None:
+        """Go on once every rank is here.
+
+        Raises:
+            LensError: after the time-out, with the ranks that did not come.
+        """
+        if self.size > 1:
+            with self.watching(name):
+                dist.all_reduce(torch.zeros(()), group=self.control)
+
+    @contextmanager
+    def watching(self, what: str) -> Iterator[None]:
+        """Around anything in which all ranks take part, in the same order: if it fails, say who was missing.
+
+        Raises:
+            LensError: a collective waited in vain; the message names the ranks that did not come.
+        """
+        if self.store is None:
+            yield
+            return
+        self._waits += 1
+        try:
+            self.store.set(f"at/{self.rank}", str(self._waits))
+            yield
+        except RuntimeError as error:
+            if not _is_silence(error):
+                raise
+            absent = self._absent(self.store)
+            who = f"rank{'s' * (len(absent) > 1)} {', '.join(map(str, absent))}" if absent else "another rank"
+            raise LensError(
+                f"{what}: {who} of {self.size} did not come within {self.timeout_s:g} s, and rank {self.rank} gave up; "
+                "the log of the missing says why"
+            ) from error
+
+    def _absent(self, store: Store) -> list[int]:
+        """The ranks that never came to what this one waits for; if all did, those that do not give it up as well."""
+        others = [rank for rank in range(self.size) if rank != self.rank]
+        with suppress(RuntimeError):  # who keeps the store may be the one who is gone
+            store.set(f"gave up/{self._waits}/{self.rank}", "")
+            until = time.monotonic() + GRACE_S
+            if behind := [rank for rank in others if self._reached(store, rank) < self._waits]:
+                return behind
+            while others and time.monotonic() < until:
+                others = [rank for rank in others if not store.check([f"gave up/{self._waits}/{rank}"])]
+                time.sleep(0.1)
+        return others
+
+    def _reached(self, store: Store, rank: int) -> int:
+        return int(store.get(f"at/{rank}")) if store.check([f"at/{rank}"]) else 0
+
+
+def _is_silence(error: RuntimeError) -> bool:
+    """Whether a collective failed for want of another rank: gloo gives such errors no type of their own."""
+    return isinstance(error, dist.DistError) or any(
+        sign in str(error)
+        for sign in ("Timed out", "timed out", "Connection closed by peer", "Connection reset", "gloo")
+    )

@@ -1,0 +1,25 @@
+"""Settings of the encode stage."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from lens_core.config.components import AutoencoderField
+from lens_core.config.stage import StageConfig
+from lens_train.data.config import ImageSizeField
+
+__all__ = ["EncodeStageConfig"]
+
+
+class EncodeStageConfig(StageConfig):
+    """Run images through the autoencoder once, so that training need not."""
+
+    type: Literal["encode"] = "encode"
+    source: str = Field(description="The stage whose images are encoded.")
+    autoencoder: AutoencoderField = Field("pixels", validate_default=True, description="Between pixels and tokens.")
+    image_size: ImageSizeField = None
+    dtype: Literal["float32", "bfloat16"] = Field("bfloat16", description="What tokens are stored in.")
+    batch_size: int = Field(16, gt=0, description="Images of one size that are encoded together.")
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Where to encode.")

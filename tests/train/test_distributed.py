@@ -1,0 +1,136 @@
+"""Two processes train as one does, and a run that is killed goes on, on as many ranks as there are then."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+PIPELINE = """\
+run: run
+seed: 3
+stages:
+  - {name: images, type: ingest, source: {type: scenes, count: 24}}
+  - {name: dense, type: caption, source: images, captioner: {type: scene-graph, style: dense}}
+  - name: model
+    type: train
+    source: dense
+    model: {type: lens, preset: nano, num_layers: 2}
+    budget: {steps: 12}
+    batch: {samples: 4, packs_per_step: 2}
+    threads: 1
+    checkpoints: {every_s: 0.000001}
+    watch: {log_every: 1}
+"""
+CLOCKS = ("seconds", "_per_s", "mfu", "hfu", "data_wait", "encoder_share", "memory_gb")
+
+
+def start(folder, ranks, *options):
+    """The pipeline, by one process or by torchrun with several, in a session of its own."""
+    (folder / "pipeline.yaml").write_text(PIPELINE)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    command = ["lens_train", "pipeline.yaml", *options]
+    return subprocess.Popen(
+        [*launcher, "-m", *command] if ranks > 1 else [sys.executable, "-m", *command],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(folder, ranks, *options):
+    process = start(folder, ranks, *options)
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, said[-3000:]
+    return said
+
+
+def curves(folder):
+    """The metrics, without what a clock says."""
+    lines = [json.loads(line) for line in (folder / "run" / "model" / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if not name.endswith(CLOCKS)} for line in lines]
+
+
+def weights(folder):
+    model = folder / "run" / "model"
+    return {str(file.relative_to(model)): file.read_bytes() for file in sorted(model.rglob("*.safetensors"))}
+
+
+def kill_after(folder, ranks, step):
+    """SIGKILL for the launcher and all ranks, once a checkpoint of at least that step is there."""
+    process = start(folder, ranks)
+    pointer = folder / "run" / ".state" / "model" / "checkpoints" / "latest"
+    deadline = time.monotonic() + 240
+    reached = 0
+    while reached < step and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+        reached = int(pointer.read_text().removeprefix("step-")) if pointer.exists() else 0
+    os.killpg(process.pid, signal.SIGKILL)
+    said, _ = process.communicate()
+    assert step <= reached < 12, said[-3000:]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Undisturbed runs on one rank and on two."""
+    folders = {}
+    for ranks in (1, 2):
+        folders[ranks] = tmp_path_factory.mktemp(f"ranks-{ranks}")
+        finish(folders[ranks], ranks)
+    return folders
+
+
+def assert_close(first, second):
+    assert len(first) == len(second) == 12
+    for one, other in zip(first, second, strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
+        # Norms of parts that are near zero round more coarsely than the loss.
+        assert one == pytest.approx(other, rel=1e-3)
+
+
+def test_two_ranks_train_on_the_same_samples_as_one(runs):
+    assert_close(curves(runs[2]), curves(runs[1]))
+    manifest = json.loads((runs[2] / "run" / "model" / "manifest.json").read_text())
+    assert manifest["stats"]["ranks"] == 2
+    assert (runs[2] / "run" / "model" / "model_index.json").exists()
+
+
+def test_two_ranks_killed_and_started_again_are_bit_equal(runs, tmp_path):
+    kill_after(tmp_path, 2, 5)
+    assert "goes on from step" in finish(tmp_path, 2)
+    assert curves(tmp_path) == curves(runs[2])
+    assert weights(tmp_path) == weights(runs[2])
+
+
+def test_two_ranks_killed_go_on_as_one(runs, tmp_path):
+    kill_after(tmp_path, 2, 5)
+    assert "goes on from step" in finish(tmp_path, 1)
+    assert_close(curves(tmp_path), curves(runs[1]))
+
+
+def test_ranks_that_cannot_share_the_packs(tmp_path):
+    process = start(tmp_path, 2, "--set", "stages.model.batch.packs_per_step=3")
+    said, _ = process.communicate(timeout=200)
+    assert process.returncode != 0
+    lines = {line for line in said.splitlines() if line.startswith("lens: ")}
+    assert lines == {
+        "lens: packs_per_step: 2 ranks cannot share 3 packs per step evenly; "
+        "set packs_per_step to a multiple of 2, such as 4"
+    }
+    assert "Traceback (most recent call last)" not in said.split("torch.distributed")[0]
+
+
+def test_the_model_of_two_ranks_draws(runs, tmp_path):
+    command = ["lens", "generate", "a red circle", "--model", str(runs[2] / "run" / "model"), "-o", "a.png"]
+    command[0] = str(Path(sys.executable).with_name("lens"))
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert (tmp_path / "a.png").exists()
