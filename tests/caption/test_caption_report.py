@@ -422,7 +422,7 @@ print(peak, summary["layers"]["dense"]["images"])
 """
 
 
-@pytest.mark.parametrize(("large", "megabytes"), [(100_000, 40), pytest.param(10**6, 200, marks=pytest.mark.soak)])
+@pytest.mark.parametrize(("large", "megabytes"), [(100_000, 40), pytest.param(10**6, 80, marks=pytest.mark.soak)])
 def test_memory_does_not_grow_with_the_rows(tmp_path, large, megabytes):
     """A hundred thousand rows, a tenth of the promise: their texts alone are 70 MB, as Python rows some 300 MB."""
     import pyarrow as pa

@@ -30,7 +30,7 @@ TRAIN = {
     "source": "dense",
     "model": {"type": "lens", "preset": "nano"},
     "budget": {"steps": 2},
-    "batch_size": 4,
+    "batch": {"samples": 4},
 }
 
 

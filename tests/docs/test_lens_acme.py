@@ -48,7 +48,7 @@ def test_its_pipeline_runs(lens, tmp_path):
     sets = [
         "images.source.count=12",
         "model.budget.steps=3",
-        "model.batch_size=4",
+        "model.batch.samples=4",
         "model.threads=1",
         "gallery.steps=2",
     ]

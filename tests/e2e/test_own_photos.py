@@ -58,7 +58,7 @@ def test_own_photos_from_folder_to_picture(lens, photos, tmp_path):
             if stage["type"] == "caption":
                 sets += [f"{name}.captioner.base_url={server.url}", f"{name}.captioner.model=test-model"]
             if stage["type"] == "train":
-                sets += [f"{name}.budget={{steps: 3}}", f"{name}.batch_size=4", f"{name}.threads=1"]
+                sets += [f"{name}.budget={{steps: 3}}", f"{name}.batch.samples=4", f"{name}.threads=1"]
             if stage["type"] == "sample":
                 sets += [f"{name}.steps=2"]
         arguments = [part for text in sets for part in ("--set", text)]

@@ -30,7 +30,7 @@ def shrunk():
         if stage["type"] == "ingest":
             sets.append(f"{name}.source.count=48")
         if stage["type"] == "train":
-            sets += [f"{name}.budget={{flops: 1.6e10}}", f"{name}.batch_size=8", f"{name}.threads=1"]
+            sets += [f"{name}.budget={{flops: 1.6e10}}", f"{name}.batch.samples=8", f"{name}.threads=1"]
         if stage["type"] == "evaluate":
             sets += [f"{name}.evaluator.prompts_per_skill=3", f"{name}.steps=2"]
         if stage["type"] == "sample":

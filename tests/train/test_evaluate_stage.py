@@ -187,7 +187,7 @@ def test_all_models_draw_a_task_from_the_same_noise(run_stages, run_stage, lens_
         "model": {"type": "lens", "preset": "nano", "num_layers": 1},
         "optimizer": {"warmup_steps": 0},
         "budget": {"steps": 15},
-        "batch_size": 4,
+        "batch": {"samples": 4},
     }
     stages = [
         {"name": "images", "type": "ingest", "source": {"type": "scenes", "count": 12}},

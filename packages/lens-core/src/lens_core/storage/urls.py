@@ -252,9 +252,11 @@ def ls(url: str) -> list[str]:
     fs, path = _fs(url)
     with _told(url, "list"):
         fs.invalidate_cache()
-        if not fs.exists(path):
+        try:
+            entries = fs.ls(path, detail=False)
+        except FileNotFoundError:
             return []
-        return sorted({entry.rstrip("/").rsplit("/", 1)[-1] for entry in fs.ls(path, detail=False)} - {""})
+        return sorted({entry.rstrip("/").rsplit("/", 1)[-1] for entry in entries} - {""})
 
 
 def walk(url: str) -> Iterator[str]:

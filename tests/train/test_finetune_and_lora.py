@@ -1,0 +1,131 @@
+"""From captions to `lens generate` in one pipeline: a checkpoint is fine-tuned as a whole, and by adapters.
+
+The checkpoint is a folder as diffusers lays it out, with random weights; adapters go on it, and on the fine-tune.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from core.diffusion.packs import random_model
+from lens_core.diffusion import load_model_folder
+from lens_train.methods.adapters import COMFYUI_FILE, LORA_FILE
+
+PIPELINE = """\
+run: run
+seed: 3
+stages:
+  - {name: images, type: ingest, source: {type: scenes, count: 16}}
+  - {name: dense, type: caption, source: images, captioner: {type: scene-graph, style: dense}}
+  - &train
+    name: tuned
+    type: train
+    source: dense
+    start: models/base
+    image_size: 16
+    budget: {steps: 3}
+    batch: {samples: 4}
+    optimizer: {type: adamw, lr: 0.01, warmup_steps: 0}
+    ema: 0.5
+    threads: 1
+  - {<<: *train, name: lora, method: {type: lora, rank: 2}}
+  - {<<: *train, name: dora, source: [dense, tuned], start: null, method: {type: lora, kind: dora, rank: 2}}
+  - {<<: *train, name: lokr, method: {type: lora, kind: lokr, rank: 2, alpha: 4}}
+"""
+BASES = {"lora": "models/base", "dora": "run/tuned", "lokr": "models/base"}
+
+
+def lens(*arguments, cwd):
+    command = [str(Path(sys.executable).with_name("lens")), *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=240)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, lens_registry):
+    folder = tmp_path_factory.mktemp("finetune")
+    random_model(folder / "models" / "base", lens_registry)
+    (folder / "pipeline.yaml").write_text(PIPELINE)
+    done = lens("run", "pipeline.yaml", cwd=folder)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def draw(folder):
+    """A picture by `lens generate`, each drawn once."""
+    drawn = {}
+
+    def picture(model, *lora):
+        if (model, *lora) not in drawn:
+            out = folder / f"{len(drawn)}.png"
+            options = [part for file in lora for part in ("--lora", file)]
+            done = lens(
+                "generate", "a red circle", "--model", model, *options, "--seed", "5", "-o", str(out), cwd=folder
+            )
+            assert done.returncode == 0, done.stderr[-3000:]
+            drawn[model, *lora] = np.asarray(Image.open(io.BytesIO(out.read_bytes()))).astype(int)
+        return drawn[model, *lora]
+
+    return picture
+
+
+def weights(folder):
+    return load_model_folder(str(folder)).transformer.state_dict()
+
+
+def test_the_fine_tune_is_a_model_that_draws_otherwise(folder, draw):
+    before, after = weights(folder / "models/base"), weights(folder / "run/tuned")
+    assert before.keys() == after.keys()
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert len(moved) > 0.9 * len(before)  # all but the last block's text half
+    picture = draw("run/tuned")
+    assert picture.shape == (16, 16, 3)
+    assert abs(picture - draw("models/base")).max() > 8
+
+
+def test_the_fine_tune_keeps_what_its_start_says(folder):
+    base, tuned = (json.loads((folder / name / "lens.json").read_text()) for name in ("models/base", "run/tuned"))
+    for name in ("model", "autoencoder", "prediction", "sampler", "guidance", "guidance_rescale", "image_size"):
+        assert tuned[name] == base[name], name
+
+
+@pytest.mark.parametrize("kind", BASES)
+def test_an_adapter_beside_its_base_draws_what_the_merged_model_draws(folder, draw, kind):
+    base = BASES[kind]
+    merged = draw(f"run/{kind}")
+    assert abs(merged - draw(base)).max() > 8
+    assert abs(merged - draw(base, f"run/{kind}/{LORA_FILE}")).max() <= 1
+
+
+def test_the_file_for_comfyui_is_the_same_adapter(folder, draw):
+    assert abs(draw("run/lora") - draw("models/base", f"run/lora/{COMFYUI_FILE}")).max() <= 1
+    assert not (folder / "run" / "dora" / COMFYUI_FILE).exists()
+
+
+@pytest.mark.parametrize("kind", BASES)
+def test_an_adapter_moves_the_denoiser_alone(folder, kind):
+    base, merged = folder / BASES[kind], folder / "run" / kind
+    for file in ("text_encoder/model.safetensors", "text_encoder/tokenizer.json"):
+        assert (merged / file).read_bytes() == (base / file).read_bytes(), file
+    before, after = weights(base), weights(merged)
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved
+    assert all(name.startswith("transformer_blocks.") for name in moved)
+    stats = json.loads((merged / "manifest.json").read_text())["stats"]
+    assert 0 < stats["parameters"] < sum(tensor.numel() for tensor in before.values()) / 2
+
+
+def test_an_adapter_of_a_fine_tune_traces_back_to_it(folder):
+    parents = json.loads((folder / "run" / "dora" / "manifest.json").read_text())["parents"]
+    assert [parent["name"] for parent in parents] == ["dense", "tuned"]
