@@ -1,10 +1,10 @@
 """How fast do captions come, what does the client cost, and how much of a rate limit does it use?
 
 Makes JPEG files, and for each client in turn starts the fake server in a process of its own (1 s until an answer) and
-captions the files: with a loop as people write it (`AsyncOpenAI`, 64 in flight, Pillow in threads), with bespoke
-curator if a Python is named that has it, and with the engine. Then the engine works against a server that allows so
-many requests, or tokens, a minute and saves up no more than two seconds' worth. All in one run on the same cores, one
-after the other.
+captions the files: with a loop as people write it (`AsyncOpenAI`, 64 in flight, Pillow), with that loop and Pillow in
+threads, with bespoke curator if a Python is named that has it, and with the engine. Then the engine works against a
+server that allows so many requests, or tokens, a minute and saves up no more than two seconds' worth. All in one run on
+the same cores, one after the other.
 
     python benchmarks/caption.py --images 2000 --out runs/benchmarks/caption.json
 

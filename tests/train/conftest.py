@@ -143,7 +143,7 @@ def few(run_stages, lens_registry, tmp_path_factory):
     return training_set(artifacts["dense"], lens_registry, tmp_path_factory.mktemp("few-data"))
 
 
-def training_set(captions, registry, folder, *, image_size=None, memory_bytes=1e9, layers=None):
+def training_set(captions, registry, folder, *, image_size=None, memory_bytes=1e9, layers=None, validation=None):
     """Open a set of captioned images, with the tokens of a small text encoder fitted to them."""
     from lens_core.diffusion.text_encoders.small.encoder import SmallTextEncoder
     from lens_train.data.training_set import captions_by_key, open_training_set, pictures_of
@@ -159,6 +159,8 @@ def training_set(captions, registry, folder, *, image_size=None, memory_bytes=1e
         tokenize=SmallTextEncoder.fit(registry.parse("text_encoders", "small"), texts, seed=3).tokenize,
         on_image=lambda done, total: None,
         world=World(device=torch.device("cpu")),
+        validation=validation,
+        seed=3,
     )
 
 

@@ -21,27 +21,33 @@ from core.diffusion.packs import random_model
 from lens_core.diffusion import load_model_folder
 from lens_train.methods.adapters import COMFYUI_FILE, LORA_FILE
 
-PIPELINE = """\
+STAGES = """\
 run: run
 seed: 3
 stages:
   - {name: images, type: ingest, source: {type: scenes, count: 16}}
   - {name: dense, type: caption, source: images, captioner: {type: scene-graph, style: dense}}
-  - &train
-    name: tuned
+"""
+TRAIN = """\
+  - name: NAME
     type: train
-    source: dense
-    start: models/base
     image_size: 16
     budget: {steps: 3}
     batch: {samples: 4}
-    optimizer: {type: adamw, lr: 0.01, warmup_steps: 0}
+    optimizer: {type: adamw, lr: 0.03, warmup_steps: 0}
     ema: 0.5
     threads: 1
-  - {<<: *train, name: lora, method: {type: lora, rank: 2}}
-  - {<<: *train, name: dora, source: [dense, tuned], start: null, method: {type: lora, kind: dora, rank: 2}}
-  - {<<: *train, name: lokr, method: {type: lora, kind: lokr, rank: 2, alpha: 4}}
 """
+ARMS = {
+    "tuned": "    source: dense\n    start: models/base\n",
+    "lora": "    source: dense\n    start: models/base\n    method: {type: lora, rank: 2}\n",
+    "dora": "    source: [dense, tuned]\n    method: {type: lora, kind: dora, rank: 2}\n",
+    "lokr": "    source: dense\n    start: models/base\n    method: {type: lora, kind: lokr, rank: 2, alpha: 4}\n",
+}
+PIPELINE = STAGES + "".join(TRAIN.replace("NAME", name) + arm for name, arm in ARMS.items())
+IDLE = tuple(f"transformer_blocks.1.{part}" for part in ("txt_mlp", "txt_norm2", "txt_mod", "attn.to_add_out"))
+"""Weights of the last block that no output depends on."""
+
 BASES = {"lora": "models/base", "dora": "run/tuned", "lokr": "models/base"}
 
 
@@ -87,16 +93,16 @@ def weights(folder):
 def test_the_fine_tune_is_a_model_that_draws_otherwise(folder, draw):
     before, after = weights(folder / "models/base"), weights(folder / "run/tuned")
     assert before.keys() == after.keys()
-    moved = {name for name in before if not torch.equal(before[name], after[name])}
-    assert len(moved) > 0.9 * len(before)  # all but the last block's text half
+    still = {name for name in before if torch.equal(before[name], after[name])}
+    assert all(name.startswith(IDLE) for name in still), still
     picture = draw("run/tuned")
     assert picture.shape == (16, 16, 3)
-    assert abs(picture - draw("models/base")).max() > 8
+    assert abs(picture - draw("models/base")).max() > 4
 
 
 def test_the_fine_tune_keeps_what_its_start_says(folder):
     base, tuned = (json.loads((folder / name / "lens.json").read_text()) for name in ("models/base", "run/tuned"))
-    for name in ("model", "autoencoder", "prediction", "sampler", "guidance", "guidance_rescale", "image_size"):
+    for name in ("model", "autoencoder", "prediction", "sampler", "guidance", "image_size"):
         assert tuned[name] == base[name], name
 
 
@@ -104,7 +110,7 @@ def test_the_fine_tune_keeps_what_its_start_says(folder):
 def test_an_adapter_beside_its_base_draws_what_the_merged_model_draws(folder, draw, kind):
     base = BASES[kind]
     merged = draw(f"run/{kind}")
-    assert abs(merged - draw(base)).max() > 8
+    assert abs(merged - draw(base)).max() > 4
     assert abs(merged - draw(base, f"run/{kind}/{LORA_FILE}")).max() <= 1
 
 

@@ -92,6 +92,16 @@ def test_hash_is_of_the_content(tmp_path):
     assert len(set(hashes)) == 4
 
 
+def test_hash_is_not_of_the_place(tmp_path):
+    rows = mixed_rows(20)
+    with ManifestWriter(tmp_path / "elsewhere") as writer:
+        for number, (height, width, captions) in enumerate(rows):
+            place = {"shard": 0, "offset": 7 * number, "size": 5}
+            writer.add(key=key_of_number(number), **place, height=height, width=width, captions=captions)
+        elsewhere = writer.close(["latents.safetensors"])
+    assert elsewhere.hash == write_manifest(tmp_path / "here", rows).hash
+
+
 def test_nothing_to_train_on(tmp_path):
     with pytest.raises(ArtifactError, match="there is nothing to train on"):
         ManifestWriter(tmp_path / "manifest").close(["a.tar"])

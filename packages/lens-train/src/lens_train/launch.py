@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,11 +23,15 @@ from lens_core.registry import load_registry
 from lens_core.storage import urls
 from lens_core.storage.artifacts import OutputFolder, load_artifact
 from lens_train.parallel.world import World
+from lens_train.stages.train.config import TrainStageConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     import torch
+
+    from lens_core.config.pipeline import Pipeline
+    from lens_core.registry import Registry
 
 __all__ = ["announce", "launch", "world_of"]
 
@@ -47,14 +52,17 @@ def launch(file: str, overrides: Sequence[str]) -> None:
         LensError: whatever a stage has to say.
     """
     global _world
-    _world = World.join(pick_device("auto"))
+    registry = load_registry()
+    pipeline = load_pipeline(file, registry, overrides)
+    waits = [stage.parallel.timeout_s for stage in pipeline.stages if isinstance(stage, TrainStageConfig)]
+    _world = World.join(pick_device("auto"), max(waits, default=600))
     try:
         if _world.is_main:
             options = [part for override in overrides for part in ("--set", override)]
             app(["run", file, *options], standalone_mode=False)
             _call(_world, None)
         else:
-            _follow(_world, file, overrides)
+            _follow(_world, pipeline, registry)
     finally:
         _world.leave()
 
@@ -77,10 +85,8 @@ def _call(world: World, told: dict[str, str] | None) -> None:
         _calls += 1
 
 
-def _follow(world: World, file: str, overrides: Sequence[str]) -> None:
+def _follow(world: World, pipeline: Pipeline, registry: Registry) -> None:
     """Take part in every stage that rank 0 calls to, until it says that there is none left."""
-    registry = load_registry()
-    pipeline = load_pipeline(file, registry, overrides)
     stages = {stage.name: stage for stage in pipeline.stages}
     assert world.store is not None
     for number in range(len(stages) + 1):
@@ -92,7 +98,6 @@ def _follow(world: World, file: str, overrides: Sequence[str]) -> None:
         run_url, unused = pipeline.config.run, state_dir / f"rank-{world.rank}"
         with Path(os.devnull).open("w") as nowhere:
             progress = Progress(stream=nowhere, live=False)
-            _stop_on_signal(progress)
             context = StageContext(
                 name=config.name,
                 inputs=tuple(load_artifact(urls.join(run_url, source)) for source in config.sources),
@@ -104,12 +109,20 @@ def _follow(world: World, file: str, overrides: Sequence[str]) -> None:
                 registry=registry,
                 progress=progress,
             )
-            registry.spec("stages", config.type).load_target()(config, context)
+            with _stopping_on_signal(progress):
+                registry.spec("stages", config.type).load_target()(config, context)
 
 
-def _stop_on_signal(progress: Progress) -> None:
+@contextmanager
+def _stopping_on_signal(progress: Progress) -> Iterator[None]:
+    """A signal asks the stage to stop; between stages, where a rank only waits, it ends the process as ever."""
+
     def ask(number: int, frame: object) -> None:
         progress.stop_asked = True
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, ask)
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

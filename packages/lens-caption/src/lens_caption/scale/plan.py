@@ -83,13 +83,13 @@ class Plan:
         self.key = config_hash(settings)[:16]
         self.url = urls.join(context.work_url, self.key)
         self._manifest = urls.join(context.run_url, context.name, MANIFEST)
-        size = urls.join(self.url, "part")
-        urls.create_exclusive(size, str(config.executor.part).encode())
-        self._part = int(urls.read_text(size))
+        self._part = config.executor.part
 
     def parts(self, reader: ShardReader) -> list[Part]:
         """All parts, in the order of the images."""
-        return parts_of(reader.columns["shard"], self._part)
+        size = urls.join(self.url, "part")
+        urls.create_exclusive(size, str(self._part).encode())
+        return parts_of(reader.columns["shard"], int(urls.read_text(size)))
 
     def finished(self) -> bool:
         """Whether the stage is done. What is published is removed only after that: look here last."""

@@ -18,7 +18,7 @@ from lens_caption.engine.run import caption_all
 from lens_caption.scale.allowance import Allowance
 from lens_caption.scale.plan import Plan
 from lens_core.contracts import ImageItem
-from lens_core.errors import LensError, Stopped
+from lens_core.errors import LensError, Stopped, StorageError
 from lens_core.pipeline.context import StageContext
 from lens_core.storage import urls
 from lens_core.storage.leases import Leases, worker_of
@@ -61,6 +61,9 @@ def work(config: CaptionStageConfig, context: StageContext) -> None:
     try:
         with leases:
             Worker(config, context, plan, leases, reader, captioner).run()
+    except StorageError:
+        if not plan.finished():  # else the folder was removed under our eyes, because all is done
+            raise
     finally:
         captioner.close()
         reader.close()

@@ -13,6 +13,7 @@ import io
 import json
 import struct
 from dataclasses import dataclass
+from itertools import count
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -21,6 +22,7 @@ import pyarrow.parquet as pq
 from lens_core.errors import ArtifactError, StorageError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     from torch import Tensor
@@ -30,7 +32,6 @@ if TYPE_CHECKING:
 __all__ = ["LATENTS", "LatentRow", "LatentWriter", "read_latents"]
 
 LATENTS = "latents.parquet"
-MAX_SHARD_BYTES = 256 << 20
 
 _SCHEMA = pa.schema(
     [
@@ -87,11 +88,12 @@ class LatentWriter:
         max_bytes: a new shard begins once the current one is this large.
     """
 
-    def __init__(self, output: OutputFolder, folder: Path, *, max_bytes: int = MAX_SHARD_BYTES):
+    def __init__(self, output: OutputFolder, folder: Path, *, max_bytes: int):
         self._output = output
         self._folder = folder
         self._max_bytes = max_bytes
         self._shard: dict[str, Tensor] = {}
+        self._bytes = 0
         self._sizes: dict[str, list[int]] = {}
         folder.mkdir(parents=True, exist_ok=True)
         self._rows = [row for path in sorted(folder.glob("*.safetensors")) for row in _rows(path)]
@@ -104,33 +106,41 @@ class LatentWriter:
     def add(self, key: str, tokens_NC: Tensor, *, height: int, width: int) -> None:
         """Append the tokens of an image that was encoded at this size."""
         self._shard[key] = tokens_NC.cpu().contiguous()
+        self._bytes += tokens_NC.nbytes
         self._sizes[key] = [height, width]
-        if sum(tensor.nbytes for tensor in self._shard.values()) >= self._max_bytes:
+        if self._bytes >= self._max_bytes:
             self._finish_shard()
 
-    def close(self) -> int:
-        """Finish the last shard and write the index; returns the number of images."""
+    def close(self, keys: Iterable[str]) -> int:
+        """Finish the last shard and write the index; returns the number of images.
+
+        Args:
+            keys: of all images, in the order that the index shall have: the same, however the work was interrupted.
+        """
         self._finish_shard()
+        rows = {row.key: row for row in self._rows}
+        ordered = [rows[key] for key in keys if key in rows]
         for path in sorted(self._folder.glob("*.safetensors")):
             self._output.add_file(path.name, path)
-        columns = {name: [getattr(row, name) for row in self._rows] for name in _SCHEMA.names}
+        columns = {name: [getattr(row, name) for row in ordered] for name in _SCHEMA.names}
         stream = io.BytesIO()
         pq.write_table(pa.table(columns, schema=_SCHEMA), stream, write_page_checksum=True)
         self._output.write_bytes(LATENTS, stream.getvalue())
-        return len(self._rows)
+        return len(ordered)
 
     def _finish_shard(self) -> None:
         from safetensors.torch import save_file  # noqa: PLC0415 (it imports torch)
 
         if not self._shard:
             return
-        number = len(list(self._folder.glob("*.safetensors")))
-        path = self._folder / f"latents-{number:05d}.safetensors"
+        # A kill within `close` may have left gaps: what was in them is encoded again, into files of the same names.
+        names = (self._folder / f"latents-{number:05d}.safetensors" for number in count())
+        path = next(path for path in names if not path.exists())
         temporary = path.with_suffix(".tmp")
         save_file(self._shard, temporary, metadata={"sizes": json.dumps(self._sizes)})
         temporary.replace(path)
         self._rows += _rows(path)
-        self._shard, self._sizes = {}, {}
+        self._shard, self._sizes, self._bytes = {}, {}, 0
 
 
 def read_latents(artifact: Artifact) -> list[LatentRow]:

@@ -101,7 +101,8 @@ class CheckpointStore:
             return
         (step, saving), self._pending = self._pending, None
         try:
-            saving.result()
+            with self.world.watching("writing it"):
+                saving.result()
         except (Exception, CheckpointException) as error:
             cause = _told(error)
             if cause is None:

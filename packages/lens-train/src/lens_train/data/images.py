@@ -134,8 +134,9 @@ class MemoryImages:
 
     def of(self, manifest: Manifest) -> Self:
         """The same, in the order of a manifest."""
-        self._in_order = [self._images[manifest.key(number)] for number in range(len(manifest))]
-        return self
+        ordered = type(self)(self._images)
+        ordered._in_order = [self._images[manifest.key(number)] for number in range(len(manifest))]
+        return ordered
 
     def __call__(self, numbers: Sequence[int]) -> list[Tensor | str]:
         """See `ImageSource`."""

@@ -3,12 +3,12 @@
 The manifest is written once, into the stage's private folder, and a run that goes on finds it there. Small sets are
 decoded at the start and kept in memory; images that cannot be decoded are then left out before anything is planned. Of
 larger sets that shows only while training, where such samples are passed over. Where latents were made beforehand,
-their sizes and places stand in for those of the images.
+their sizes and places stand in for those of the images. Images held out for validation have a manifest of their own.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,7 @@ from lens_core.errors import ConfigError, LensError
 from lens_core.storage.captions import read_captions
 from lens_core.storage.latents import read_latents
 from lens_core.storage.shards import ShardReader
+from lens_train.data.hold_out import held_out
 from lens_train.data.images import MemoryImages, StoredImages, StoredLatents
 from lens_train.data.sizing import size_rule
 from lens_train.planning.manifest import Manifest
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from lens_train.data.config import ImageSize
     from lens_train.data.images import ImageSource
     from lens_train.parallel.world import World
+    from lens_train.watch.config import ValidationConfig
 
     Tokenize = Callable[[Sequence[str]], list[list[int]]]
 
@@ -47,11 +49,13 @@ class TrainingSet:
         manifest: the samples.
         source: their images.
         left_out: images without a caption, and such as cannot be decoded if that is known.
+        held_out: what is not trained on but validated with, if anything is.
     """
 
     manifest: Manifest
     source: ImageSource
-    left_out: int
+    left_out: int = 0
+    held_out: TrainingSet | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,6 +188,8 @@ def open_training_set(
     tokenize: Tokenize,
     on_image: Callable[[int, int], None],
     world: World,
+    validation: ValidationConfig | None = None,
+    seed: int = 0,
 ) -> TrainingSet:
     """Open the manifest of a stage, or build it first.
 
@@ -195,9 +201,11 @@ def open_training_set(
         tokenize: counts the captions' tokens.
         on_image: called with (images done, images in all) while they are decoded.
         world: rank 0 builds, and the others wait for it.
+        validation: what is held out.
+        seed: the run's, for the lot of who that is.
 
     Raises:
-        LensError: nothing can be decoded.
+        LensError: nothing can be decoded, or nothing is left to train on.
     """
     stored, shards = pictures.stored, list(pictures.urls)
     kept: MemoryImages | None = None
@@ -206,10 +214,20 @@ def open_training_set(
         stored = [one for one in stored if kept.has(one.key)]
         if not stored:
             raise LensError("none of the captioned images can be decoded")
-    if world.is_main and not folder.exists():
-        _write(folder, stored, shards, by_key, tokenize)
+    apart = held_out([one.key for one in stored], validation, seed) if validation else set()
+    parts = {folder: [one for one in stored if one.key not in apart]}
+    if apart:
+        parts[folder.with_name(f"{folder.name}-held-out")] = [one for one in stored if one.key in apart]
+    for place, members in parts.items():
+        if world.is_main and not place.exists():
+            _write(place, members, shards, by_key, tokenize)
     world.barrier("the manifest")
-    manifest = Manifest(folder)
+    trained, *held = [_opened(Manifest(place), pictures, kept) for place in parts]
+    left_out = pictures.in_all - sum(len(one.manifest) for one in (trained, *held))
+    return replace(trained, left_out=left_out, held_out=held[0] if held else None)
+
+
+def _opened(manifest: Manifest, pictures: Pictures, kept: MemoryImages | None) -> TrainingSet:
     urls = list(pictures.urls.values())
     source: ImageSource
     if pictures.latents:
@@ -217,7 +235,7 @@ def open_training_set(
         source = StoredLatents(manifest, urls, channels=channels, dtype=dtype)
     else:
         source = kept.of(manifest) if kept else StoredImages(manifest, urls)
-    return TrainingSet(manifest=manifest, source=source, left_out=pictures.in_all - len(manifest))
+    return TrainingSet(manifest=manifest, source=source)
 
 
 def _write(

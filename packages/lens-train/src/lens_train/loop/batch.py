@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from lens_train.planning.manifest import Manifest
     from lens_train.watch.stopwatch import Stopwatch
 
-__all__ = ["Batch", "assemble"]
+__all__ = ["Batch", "assemble", "clean_tokens"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +77,7 @@ def assemble(
     if not samples:
         raise LensError(f"not one sample of pack {loaded.pack.index} can be read; the first: {loaded.bad[0]}")
     with stopwatch.part("encode"):
-        tokens = _tokens(loaded.images, autoencoder, device)
+        tokens = clean_tokens(loaded.images, autoencoder, device)
     goal = targets(objective, tokens, [(sample.epoch, manifest.key(sample.number)) for sample in samples], seed)
     texts = ["" if sample.caption is None else manifest.caption_text(sample.caption) for sample in samples]
     ids = captions.ids(texts)
@@ -98,7 +98,7 @@ def assemble(
 
 
 @torch.no_grad()
-def _tokens(images: Sequence[Tensor], autoencoder: Autoencoder, device: torch.device) -> list[Tensor]:
+def clean_tokens(images: Sequence[Tensor], autoencoder: Autoencoder, device: torch.device) -> list[Tensor]:
     """Clean tokens [n, C] of each image; images of one size go through the autoencoder together."""
     if images[0].ndim == 2:  # made beforehand, by the stage `encode`
         return [image.to(device) for image in images]

@@ -29,7 +29,7 @@ from lens_train.objective.flow import sample_losses
 from lens_train.optim.build import Optimizers, learning_rate_factor
 from lens_train.optim.ema import Ema
 from lens_train.parallel.fixed_size import pad_to
-from lens_train.parallel.shard import clip_gradients, sync_gradients
+from lens_train.parallel.shard import clip_gradients, forget_gathered, sync_gradients
 from lens_train.watch.flops import recomputed_flops
 from lens_train.watch.groups import WeightGroups
 from lens_train.watch.sinks import open_sinks
@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from lens_train.planning.manifest import Manifest
     from lens_train.planning.packs import Plan
     from lens_train.watch.config import WatchConfig
+    from lens_train.watch.watcher import Watcher
 
 __all__ = ["Counters", "Trainer"]
 
@@ -109,6 +110,7 @@ class Trainer:
         max_bad_samples: how many unreadable samples are passed over before the run ends.
         fixed_size: pad packs to the plan's capacity.
         recomputes: whether the backward pass computes the blocks of a Lens denoiser again.
+        watchers: who looks at the averaged weights now and then.
     """
 
     transformer: Any
@@ -137,6 +139,7 @@ class Trainer:
     trainable_only: bool = False
     fixed_size: bool = False
     recomputes: bool = False
+    watchers: list[Watcher] = field(default_factory=list)
     counters: Counters = field(default_factory=Counters)
 
     def __post_init__(self) -> None:
@@ -158,7 +161,7 @@ class Trainer:
 
         Raises:
             Stopped: the user asked for it; the state is saved.
-            LensError: the loss stays non-finite, or too many samples cannot be read.
+            LensError: the loss stays non-finite, too many samples cannot be read, or a watcher will not have the end.
         """
         self._resume(progress)
         c, saved_at = self.counters, time.monotonic()
@@ -169,6 +172,7 @@ class Trainer:
             raise LensError(f"budget.flops: one step costs {next_flops:.3g}, so {total:.3g} buys none; raise it")
         loader = self.loader()
         speed = Speed(self, loader)
+        seen: dict[str, float] | None = None
         with ExitStack() as closing:
             writers = self._writers(closing)
             while self._allowed(next_flops):
@@ -181,8 +185,9 @@ class Trainer:
                 next_flops = self._planned_flops()
                 c.seconds += took
                 progress.update(self._share() * total / scale, **self._shown(record))
-                if self._is_logged(c.step):
-                    self._log(record | speed.take(), writers)
+                seen = self._look(last=not self._allowed(next_flops))
+                if seen or self._is_logged(c.step):
+                    self._log(record | speed.take() | seen, writers)
                 if stop or unsaved > self.save_every_s:
                     # The state comes last: what it counts as done is then on disk.
                     for writer in writers:
@@ -193,6 +198,10 @@ class Trainer:
                     self.store.wait()
                     raise Stopped(f"stopped at step {c.step}; the same command goes on from here")
             self.store.wait()
+            if seen is None:
+                seen = self._look(last=True)
+            for watcher in self.watchers:
+                watcher.judge(seen)
 
     def loader(self) -> PackLoader:
         """This rank's packs, from the step that comes next."""
@@ -373,7 +382,23 @@ class Trainer:
 
     def _is_logged(self, step: int) -> bool:
         """Whether a step's metrics are written: the first, every so many, and that which ends a budget of steps."""
-        return step == 1 or step % self.watch.log_every == 0 or step == self.budget.steps
+        looked_at = any(step % watcher.every == 0 for watcher in self.watchers)
+        return step == 1 or step % self.watch.log_every == 0 or step == self.budget.steps or looked_at
+
+    def _look(self, *, last: bool) -> dict[str, float]:
+        """What the watchers whose turn it is see; all ranks take part, and the run's clocks stand still."""
+        step = self.counters.step
+        due = [watcher for watcher in self.watchers if last or step % watcher.every == 0]
+        if not due:
+            return {}
+        own, self.stopwatch = self.stopwatch, Stopwatch(self.world.device)
+        seen: dict[str, float] = {}
+        with self.world.watching(f"the look at step {step}"), self.ema.swapped(), torch.no_grad():
+            for watcher in due:
+                seen |= watcher.look(step)
+            forget_gathered(self.modules.values())
+        self.stopwatch = own
+        return seen
 
     def _shown(self, record: dict[str, Any]) -> dict[str, Any]:
         rate = self.counters.images / max(self.counters.seconds, 1e-9)

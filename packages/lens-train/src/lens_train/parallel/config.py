@@ -33,6 +33,9 @@ class ParallelConfig(Config):
     )
     compile: bool = Field(False, description="Compile each block, for any number of tokens.")
     float8: bool = Field(False, description="Matrix products of the blocks in float8; needs lens-train[float8].")
+    timeout_s: float = Field(
+        600, gt=0, description="Seconds that a rank waits for another, in anything, before the run ends and names it."
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> ParallelConfig:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from lens_train.parallel.config import ParallelConfig
     from lens_train.parallel.world import World
 
-__all__ = ["clip_gradients", "compute_dtype", "full_weights", "shard", "sync_gradients"]
+__all__ = ["clip_gradients", "compute_dtype", "forget_gathered", "full_weights", "shard", "sync_gradients"]
 
 
 def shard(module: nn.Module, world: World, settings: ParallelConfig) -> None:
@@ -134,6 +134,17 @@ def sync_gradients(modules: Iterable[nn.Module], wanted: bool) -> None:
     for module in modules:
         if isinstance(module, FSDPModule):
             module.set_requires_gradient_sync(wanted)
+
+
+def forget_gathered(modules: Iterable[nn.Module]) -> None:
+    """Free whole weights that a forward pass left gathered because no backward pass followed.
+
+    The next pass would take them for the present ones, though the shards may have changed.
+    """
+    for module in modules:
+        for part in module.modules():
+            if isinstance(part, FSDPModule):
+                part.reshard()
 
 
 def clip_gradients(parameters: Iterable[Tensor], largest: float) -> Tensor:

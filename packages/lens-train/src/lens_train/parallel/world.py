@@ -29,6 +29,7 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, Store
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.distributed_c10d import _set_pg_timeout
 from torch.distributed.rendezvous import rendezvous
 
 from lens_core.errors import ConfigError, LensError
@@ -155,7 +156,9 @@ class World:
         shape = (shard,) if replicate == 1 else (replicate, shard)
         if shape not in self._meshes:
             names = ("replicate", "shard")[-len(shape) :]
-            self._meshes[shape] = init_device_mesh(self.device.type, shape, mesh_dim_names=names)
+            mesh = self._meshes[shape] = init_device_mesh(self.device.type, shape, mesh_dim_names=names)
+            for group in mesh.get_all_groups():  # those of two dimensions are new, and would wait for half an hour
+                _set_pg_timeout(timedelta(seconds=self.timeout_s), group)
         return self._meshes[shape]
 
     def sum_over(self, tensor: Tensor) -> Tensor:

@@ -46,7 +46,7 @@ class Manifest:
         self.folder = folder
         head = _read_head(folder)
         self.hash = head.hash
-        """sha256 (hex) of the samples, the captions, the texts and the names of the shards."""
+        """sha256 (hex) of the samples, as trained on, and their captions; where their bytes lie is not in it."""
         self.shards = head.shards
         self.sizes = head.sizes
         """(height, width, samples) of every size that occurs: by area, then height. The ranking has them in turn."""

@@ -22,4 +22,9 @@ class EncodeStageConfig(StageConfig):
     image_size: ImageSizeField = None
     dtype: Literal["float32", "bfloat16"] = Field("bfloat16", description="What tokens are stored in.")
     batch_size: int = Field(16, gt=0, description="Images of one size that are encoded together.")
+    shard_mb: float = Field(
+        256,
+        gt=0,
+        description="How large a file of tokens grows; a stage that was killed goes on after the last full one.",
+    )
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Where to encode.")

@@ -43,7 +43,7 @@ def run(config: EncodeStageConfig, context: StageContext) -> dict[str, Any]:
         autoencoder.to(device)
     size_of = size_rule(config.image_size, stride=autoencoder.stride, seed=context.seed)
     reader = ShardReader(images)
-    writer = LatentWriter(context.output, context.state_dir / "latents")
+    writer = LatentWriter(context.output, context.state_dir / "latents", max_bytes=int(config.shard_mb * 1e6))
     context.progress.start(len(reader), "images")
     waiting: dict[tuple[int, int], list[tuple[str, Tensor]]] = {}
     failed = 0
@@ -69,7 +69,7 @@ def run(config: EncodeStageConfig, context: StageContext) -> dict[str, Any]:
     for group in waiting.values():
         _encode(autoencoder, group, writer, config.dtype, device)
     reader.close()
-    count = writer.close()
+    count = writer.close(reader.columns["key"])
     if not count:
         raise LensError(f"{context.name}: not one of {len(reader)} images could be decoded")
     return {"latents": count, "failed": failed, "autoencoder": identity(autoencoder), "stride": autoencoder.stride}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -19,7 +21,6 @@ from lens_train.watch.flops import CountedFlops, count_flops
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from lens_core.config.base import ComponentConfig
     from lens_core.contracts.diffusion import Autoencoder
@@ -108,25 +109,28 @@ class Parts:
         if not world.is_main:
             return
         plain: dict[str, Any] = {"text_encoder": self.text_encoder}
-        for name, module in self._plain.items():
-            if name == "transformer" and isinstance(config.method, LoraMethod):
-                plain[name] = finish_adapters(module, config.method, whole[name], folder)
-            else:
-                module.load_state_dict(whole[name], assign=True)
-                plain[name] = module
-        save_model_folder(
-            folder,
-            **plain,
-            model=self.model,
-            autoencoder=self.autoencoder,
-            sampler=self.sampler,
-            prediction=self.prediction,
-            image_size=self.image_size or image_size,
-            guidance=self.guidance,
-            guidance_rescale=self.guidance_rescale,
-            parents=parents,
-            licence=config.licence,
-        )
+        with TemporaryDirectory(dir=folder.parent) as adapters:
+            for name, module in self._plain.items():
+                if name == "transformer" and isinstance(config.method, LoraMethod):
+                    plain[name] = finish_adapters(module, config.method, whole[name], Path(adapters))
+                else:
+                    module.load_state_dict(whole[name], assign=True)
+                    plain[name] = module
+            save_model_folder(
+                folder,
+                **plain,
+                model=self.model,
+                autoencoder=self.autoencoder,
+                sampler=self.sampler,
+                prediction=self.prediction,
+                image_size=self.image_size or image_size,
+                guidance=self.guidance,
+                guidance_rescale=self.guidance_rescale,
+                parents=parents,
+                licence=config.licence,
+            )
+            for file in Path(adapters).iterdir():
+                file.rename(folder / file.name)
 
 
 def build_parts(config: TrainStageConfig, context: StageContext, texts: Sequence[str], start: str | None) -> Parts:

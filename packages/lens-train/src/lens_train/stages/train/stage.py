@@ -27,6 +27,7 @@ from lens_train.planning.packs import packs_of
 from lens_train.planning.samples import SampleSource
 from lens_train.stages.train.parts import build_parts
 from lens_train.watch.sinks import TENSORBOARD
+from lens_train.watch.validation import Validation
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -121,11 +122,13 @@ def build_trainer(config: TrainStageConfig, context: StageContext) -> tuple[Trai
         tokenize=parts.text_encoder.tokenize,
         on_image=lambda done, total: context.progress.update(done),
         world=world,
+        validation=config.watch.validation,
+        seed=context.seed,
     )
     if data.left_out:
+        in_all = data.left_out + len(data.manifest) + (len(data.held_out.manifest) if data.held_out else 0)
         context.progress.note(
-            f"{data.left_out} of {data.left_out + len(data.manifest)} images are left out: "
-            "they have no caption, or cannot be decoded"
+            f"{data.left_out} of {in_all} images are left out: they have no caption, or cannot be decoded"
         )
     parts.place(config, world, seed=context.seed)
     source = SampleSource(
@@ -170,6 +173,8 @@ def build_trainer(config: TrainStageConfig, context: StageContext) -> tuple[Trai
         fixed_size=config.batch.fixed_size,
         recomputes=config.parallel.activation_checkpointing == "full",
     )
+    if config.watch.validation and data.held_out:
+        trainer.watchers.append(Validation(trainer, data.held_out, config.watch.validation))
     return trainer, parts
 
 
