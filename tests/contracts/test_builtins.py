@@ -353,6 +353,11 @@ class TestExport(StageContract):
     stages = (SCENES, DENSE, {"name": "out", "type": "export", "source": "dense", "format": "parquet"})
 
 
+class TestEncode(StageContract):
+    name = "encode"
+    stages = (SCENES, {"name": "latents", "type": "encode", "source": "images"})
+
+
 class TestTrain(StageContract):
     name = "train"
     stages = (SCENES, DENSE, TRAIN)

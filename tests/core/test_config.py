@@ -94,7 +94,8 @@ def test_missing_extra_is_told_before_anything_runs(check, with_fakes):
         ("run: [x\n", 2, "not valid YAML"),
         ("a: 1\n b: 2\n", 2, "not valid YAML"),
         ("run: !!python/object:os.system x\n", 1, "not valid YAML"),
-        ("1: x\n", 1, "not a text"),
+        ("1.5: x\n", 1, "not a text"),
+        ("{512: 1, '512': 2}\n", 1, "stands twice"),
         ("run: x\n---\nrun: y\n", 2, "not valid YAML"),
     ],
 )
@@ -103,6 +104,10 @@ def test_bad_yaml_says_where(text, line, words):
         parse_yaml(text, file="p.yaml")
     assert words in str(caught.value)
     assert f"p.yaml:{line}" in str(caught.value)
+
+
+def test_a_whole_number_is_a_key():
+    assert parse_yaml("bases: {512: 1, 1024: 2}", file="p").data == {"bases": {"512": 1, "1024": 2}}
 
 
 @pytest.mark.parametrize("text", ["", "- a\n", "just words\n"])

@@ -30,6 +30,17 @@ def test_write_read_list_remove(root):
     assert urls.ls(root) == []
 
 
+def test_parts_of_files_are_read_together(root):
+    one, other = urls.join(root, "one"), urls.join(root, "other")
+    urls.write_bytes(one, bytes(range(100)))
+    urls.write_bytes(other, b"0123456789")
+    parts = urls.read_ranges([(one, 10, 3), (other, 0, 4), (one, 98, 10), (urls.join(root, "absent"), 0, 1)])
+    assert parts[:3] == [bytes([10, 11, 12]), b"0123", bytes([98, 99])]
+    assert isinstance(parts[3], StorageError)
+    assert "absent: it does not exist" in str(parts[3])
+    assert urls.read_ranges([]) == []
+
+
 def test_absent_things_are_told_in_one_line(root):
     with pytest.raises(StorageError, match="it does not exist"):
         urls.read_bytes(urls.join(root, "nothing"))

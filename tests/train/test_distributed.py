@@ -31,10 +31,11 @@ stages:
 CLOCKS = ("seconds", "_per_s", "mfu", "hfu", "data_wait", "encoder_share", "memory_gb")
 
 
-def start(folder, ranks, *options):
+def start(folder, ranks, *options, restarts=0):
     """The pipeline, by one process or by torchrun with several, in a session of its own."""
     (folder / "pipeline.yaml").write_text(PIPELINE)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    launcher += ["--max-restarts", str(restarts)]
     command = ["lens_train", "pipeline.yaml", *options]
     return subprocess.Popen(
         [*launcher, "-m", *command] if ranks > 1 else [sys.executable, "-m", *command],
@@ -65,18 +66,32 @@ def weights(folder):
     return {str(file.relative_to(model)): file.read_bytes() for file in sorted(model.rglob("*.safetensors"))}
 
 
-def kill_after(folder, ranks, step):
-    """SIGKILL for the launcher and all ranks, once a checkpoint of at least that step is there."""
-    process = start(folder, ranks)
+def wait_for_checkpoint(folder, process, step):
+    """Until there is one of at least that step; which it is."""
     pointer = folder / "run" / ".state" / "model" / "checkpoints" / "latest"
     deadline = time.monotonic() + 240
     reached = 0
     while reached < step and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
         reached = int(pointer.read_text().removeprefix("step-")) if pointer.exists() else 0
+    return reached
+
+
+def kill_after(folder, ranks, step):
+    """SIGKILL for the launcher and all ranks, once a checkpoint of at least that step is there."""
+    process = start(folder, ranks)
+    reached = wait_for_checkpoint(folder, process, step)
     os.killpg(process.pid, signal.SIGKILL)
     said, _ = process.communicate()
     assert step <= reached < 12, said[-3000:]
+
+
+def worker(launcher, rank):
+    """The process of a rank."""
+    for child in Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split():
+        if f"RANK={rank}".encode() in Path(f"/proc/{child}/environ").read_bytes().split(b"\0"):
+            return int(child)
+    raise AssertionError(f"torchrun has no rank {rank}")
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +130,34 @@ def test_two_ranks_killed_go_on_as_one(runs, tmp_path):
     kill_after(tmp_path, 2, 5)
     assert "goes on from step" in finish(tmp_path, 1)
     assert_close(curves(tmp_path), curves(runs[1]))
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_torchrun_starts_again_after_losing_a_rank(runs, tmp_path, lost):
+    process = start(tmp_path, 2, restarts=1)
+    assert 4 <= wait_for_checkpoint(tmp_path, process, 4) < 12
+    os.kill(worker(process, lost), signal.SIGKILL)
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, said[-3000:]
+    assert f"rank {lost} of 2 did not come, and rank {1 - lost} gave up" in said
+    assert "goes on from step" in said
+    assert curves(tmp_path) == curves(runs[2])
+    assert weights(tmp_path) == weights(runs[2])
+
+
+def test_a_signal_to_torchrun_saves_and_ends(runs, tmp_path):
+    process = start(tmp_path, 2)
+    assert 4 <= wait_for_checkpoint(tmp_path, process, 4) < 12
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=100)
+    assert process.returncode != 0
+    lines = {line for line in said.splitlines() if line.startswith("lens: ")}
+    pointer = tmp_path / "run" / ".state" / "model" / "checkpoints" / "latest"
+    step = int(pointer.read_text().removeprefix("step-"))
+    assert lines == {f"lens: stopped at step {step}; the same command goes on from here"}
+    assert f"goes on from step {step}" in finish(tmp_path, 2)
+    assert curves(tmp_path) == curves(runs[2])
+    assert weights(tmp_path) == weights(runs[2])
 
 
 def test_ranks_that_cannot_share_the_packs(tmp_path):

@@ -115,7 +115,7 @@ def test_tokens_are_those_of_the_autoencoder(made, autoencoder, name, config):
     found, expected = tensors(made[name]), encoded_here(made["images"], autoencoder(config), 32)
     assert list(found) == list(expected)  # in the order of the images
     for key, tokens in expected.items():
-        torch.testing.assert_close(found[key], tokens, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(found[key], tokens, rtol=1e-4, atol=1e-4)
     assert made[name].stats["autoencoder"] == identity(autoencoder(config))
 
 
@@ -232,7 +232,9 @@ def test_interrupted_it_goes_on_after_the_last_full_shard(tmp_path, how):
     assert latents.files == finish(undisturbed).files  # names, sizes and sha256
 
 
-@pytest.mark.parametrize("damage", [lambda data: data[:-40], lambda data: b"", lambda data: b"x" + data[1:]])
+@pytest.mark.parametrize(
+    "damage", [lambda data: data[:-40], lambda data: b"", lambda data: data[:60] + b"!" + data[61:]]
+)
 def test_a_damaged_index_is_one_line(made, tmp_path, damage):
     folder = shutil.copytree(urls.local_path(made["latents"].url), tmp_path / "latents")
     (folder / LATENTS).write_bytes(damage((folder / LATENTS).read_bytes()))

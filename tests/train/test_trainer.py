@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -303,3 +304,24 @@ def test_what_is_shown_while_it_runs(new_trainer, progress):
     trainer.run(progress)
     assert "0/3 steps" in progress.said.getvalue()
     assert Counter(line["skipped"] for line in metrics(trainer)) == {0: 3}
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
+def test_a_samples_loss_does_not_depend_on_its_neighbours(new_trainer, dtype, tolerance):
+    trainer = new_trainer(batch=BatchConfig(samples=6))
+    for parameter in trainer.parameters:  # away from the start, where every block is the identity
+        parameter.data += 0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+    trainer.transformer.to(dtype)
+    trainer.captions.encoder.to(dtype)
+    loaded = next(trainer.loader())
+
+    def losses(places):
+        some = replace(loaded, samples=[loaded.samples[n] for n in places], images=[loaded.images[n] for n in places])
+        batch = trainer.assemble(some)
+        exact = {name: getattr(batch, name).to(dtype) for name in ("x_NC", "velocity_NC", "timestep_G")}
+        return trainer.sample_losses(replace(batch, **exact)).detach()
+
+    together = losses(range(6))
+    assert len(set(together.tolist())) == 6
+    for places in ([3], [5, 3], [3, 0, 1], [5, 4, 3, 2, 1, 0]):
+        torch.testing.assert_close(losses(places), together[list(places)], rtol=tolerance, atol=0)

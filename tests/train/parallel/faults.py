@@ -16,7 +16,7 @@ from lens_train.checkpoint.store import CheckpointStore
 from lens_train.parallel.world import World
 from train.parallel.nano import Run
 
-TIMEOUT_S = 3.0
+TIMEOUT_S = 8.0
 
 
 def take_part(name, rank, size, lost, port, folder):
@@ -25,7 +25,7 @@ def take_part(name, rank, size, lost, port, folder):
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     try:
-        world = World.join(torch.device("cpu"), timeout_s=TIMEOUT_S if name != "step" else 2 * TIMEOUT_S)
+        world = World.join(torch.device("cpu"), timeout_s=TIMEOUT_S)
         SCENARIOS[name](world, world.rank == lost, Path(folder))
         said = "ended well"
     except LensError as error:
@@ -102,9 +102,12 @@ def stops_in_a_load(world, lost, folder):
 
 SCENARIOS = {
     "sleeps": sleeps,
+    "sleeps who keeps the store": sleeps,
+    "sleeps before two": sleeps,
     "dies": dies,
-    "step": stops_in_a_step,
-    "copies": stops_in_a_step_of_copies,
-    "save": stops_in_a_save,
-    "load": stops_in_a_load,
+    "dies who keeps the store": dies,
+    "stops in a step": stops_in_a_step,
+    "stops in a step of copies": stops_in_a_step_of_copies,
+    "stops in a save": stops_in_a_save,
+    "stops in a load": stops_in_a_load,
 }

@@ -16,74 +16,82 @@ from train.parallel import faults, ranks
 CPU = torch.device("cpu")
 
 
+LOST = {
+    "sleeps": 1,
+    "sleeps who keeps the store": 0,
+    "sleeps before two": 2,
+    "dies": 1,
+    "dies who keeps the store": 0,
+    "stops in a step": 1,
+    "stops in a step of copies": 1,
+    "stops in a save": 1,
+    "stops in a load": 1,
+}
+"""Who is lost in each scenario."""
+
+
 @pytest.fixture(scope="module")
-def processes():
-    """Forks of one process that has imported torch, so that a rank starts at once."""
+def said(tmp_path_factory):
+    """What the others said, by scenario. All are played at once, as most of it is waiting."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["train.parallel.faults"])
-    return context
+    context.set_forkserver_preload(["lens_train.checkpoint.store", "lens_train.optim.build", "torch._dynamo"])
+    started = {}
+    for scenario, lost in LOST.items():
+        folder, port = tmp_path_factory.mktemp("lost"), ranks.free_port()
+        for rank in range(max(2, lost + 1)):
+            arguments = (scenario, rank, max(2, lost + 1), lost, port, str(folder))
+            started[scenario, rank] = folder, context.Process(target=faults.take_part, args=arguments)
+    try:
+        for _, process in started.values():
+            process.start()
+        found = {scenario: [] for scenario in LOST}
+        until = time.monotonic() + 120
+        for (scenario, rank), (folder, process) in started.items():
+            if rank != LOST[scenario]:
+                process.join(max(0, until - time.monotonic()))
+                assert process.exitcode == 0, f"{scenario}: rank {rank} did not end"
+                found[scenario].append((folder / f"rank-{rank}.txt").read_text())
+    finally:
+        for _, process in started.values():
+            process.kill()
+            process.join()
+    return found
 
 
-@pytest.fixture
-def lose(processes, tmp_path):
-    """`lose(scenario, lost=1)`: what the ranks said that were not lost."""
-
-    def run(scenario, *, lost, size=2):
-        port = ranks.free_port()
-        started = [
-            processes.Process(target=faults.take_part, args=(scenario, rank, size, lost, port, str(tmp_path)))
-            for rank in range(size)
-        ]
-        try:
-            for process in started:
-                process.start()
-            until = time.monotonic() + 120
-            for rank, process in enumerate(started):
-                if rank != lost:
-                    process.join(max(0, until - time.monotonic()))
-                    assert process.exitcode == 0, f"rank {rank} did not end"
-        finally:
-            for process in started:
-                process.kill()
-                process.join()
-        return [(tmp_path / f"rank-{rank}.txt").read_text() for rank in range(size) if rank != lost]
-
-    return run
+@pytest.mark.parametrize("scenario", ["sleeps", "sleeps who keeps the store", "dies", "dies who keeps the store"])
+def test_a_rank_that_does_not_come_is_named(said, scenario):
+    (line,) = said[scenario]
+    lost, other = LOST[scenario], 1 - LOST[scenario]
+    assert line.startswith(f"the manifest: rank {lost} of 2 did not come, and rank {other} gave up after ")
+    assert line.endswith(" s; the log of the missing says why; if it was only slow, raise parallel.timeout_s")
+    assert "\n" not in line
 
 
-@pytest.mark.parametrize("scenario", ["sleeps", "dies"])
-@pytest.mark.parametrize("lost", [0, 1])
-def test_a_rank_that_does_not_come_is_named(lose, scenario, lost):
-    other = 1 - lost
-    assert lose(scenario, lost=lost) == [
-        f"the manifest: rank {lost} of 2 did not come within 3 s, and rank {other} gave up; "
-        "the log of the missing says why"
-    ]
+def test_all_who_wait_name_the_same_rank(said):
+    assert len(said["sleeps before two"]) == 2
+    for line in said["sleeps before two"]:
+        assert line.startswith("the manifest: rank 2 of 3 did not come, and rank ")
 
 
-def test_all_who_wait_name_the_same_rank(lose):
-    for said in lose("sleeps", lost=2, size=3):
-        assert said.startswith("the manifest: rank 2 of 3 did not come within 3 s")
+@pytest.mark.parametrize("scenario", ["stops in a step", "stops in a step of copies"])
+def test_a_rank_that_hangs_in_a_step_is_named(said, scenario):
+    (line,) = said[scenario]
+    assert line.startswith("step 2: rank 1 of 2 did not come, and rank 0 gave up after ")
+    assert "\n" not in line
 
 
-@pytest.mark.parametrize("scenario", ["step", "copies"])
-def test_a_rank_that_hangs_in_a_step_is_named(lose, scenario):
-    (said,) = lose(scenario, lost=1)
-    assert said.startswith("step 2: rank 1 of 2 did not come within ")
-    assert "\n" not in said
+def test_a_rank_that_hangs_in_a_save_is_named_and_the_save_before_is_intact(said):
+    (line,) = said["stops in a save"]
+    assert line.startswith("the checkpoint of step 2 is not saved: writing it: rank 1 of 2 did not come, and rank 0 ")
+    assert line.endswith("; step-00000001 is intact")
+    assert "\n" not in line
 
 
-def test_a_rank_that_hangs_in_a_save_is_named_and_the_save_before_is_intact(lose):
-    (said,) = lose("save", lost=1)
-    assert said.startswith("the checkpoint of step 2 is not saved: writing it: rank 1 of 2 did not come within 3 s")
-    assert said.endswith("; step-00000001 is intact")
-    assert "\n" not in said
-
-
-def test_a_rank_that_hangs_in_a_load_is_named(lose):
-    (said,) = lose("load", lost=1)
-    assert "step-00000001: rank 1 of 2 did not come within 3 s" in said
-    assert "\n" not in said
+def test_a_rank_that_hangs_in_a_load_is_named(said):
+    (line,) = said["stops in a load"]
+    assert line.startswith("reading ")
+    assert "step-00000001: rank 1 of 2 did not come, and rank 0 gave up after " in line
+    assert "\n" not in line
 
 
 def test_ranks_that_never_start(monkeypatch):

@@ -18,7 +18,7 @@ import json
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, cast, overload
 
 import torch
 import torch.nn.functional as F
@@ -36,7 +36,7 @@ from lens_core.diffusion.weights.checkpoint import load_weights, save_weights
 from lens_core.errors import ArtifactError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Container, Sequence
 
     from lens_core.diffusion.models.lens.config import LensModelConfig
 
@@ -191,12 +191,23 @@ class LensTransformer2DModel(nn.Module):
         config = {"_class_name": type(self).__name__, **self.config}
         (place / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
-    def forward_ragged(self, batch: RaggedBatch, *, modulation: Modulation | None = None) -> Tensor:
+    @overload
+    def forward_ragged(self, batch: RaggedBatch, *, modulation: Modulation | None = None) -> Tensor: ...
+
+    @overload
+    def forward_ragged(
+        self, batch: RaggedBatch, *, modulation: Modulation | None = None, taps: Container[int]
+    ) -> tuple[Tensor, dict[int, Tensor]]: ...
+
+    def forward_ragged(
+        self, batch: RaggedBatch, *, modulation: Modulation | None = None, taps: Container[int] | None = None
+    ) -> Tensor | tuple[Tensor, dict[int, Tensor]]:
         """Velocity [N, C] of every image token; a segment's depends on nothing but the segment.
 
         Args:
             batch: the segments.
             modulation: what `modulation` made of their timesteps; by default it is computed here.
+            taps: blocks, the first being 1, whose image tokens [N, D] are wanted too; they come as a second result.
         """
         layout = self._layout(batch)
         img_ND = self.img_in(batch.image)
@@ -204,6 +215,7 @@ class LensTransformer2DModel(nn.Module):
             torch.cat([norm(layer) for norm, layer in zip(self.txt_norm, batch.text, strict=True)], dim=-1)
         )
         temb_GD = None if modulation else self.time_text_embed(batch.timestep, img_ND.dtype)
+        tapped: dict[int, Tensor] = {}
         for number, block in enumerate(self.transformer_blocks):
             rows = modulation.block(number) if modulation else None
             arguments = (txt_TD, img_ND, temb_GD, rows, layout, self.attention)
@@ -211,8 +223,11 @@ class LensTransformer2DModel(nn.Module):
                 txt_TD, img_ND = checkpoint(block, *arguments, use_reentrant=False)
             else:
                 txt_TD, img_ND = block(*arguments)
+            if taps is not None and number + 1 in taps:
+                tapped[number + 1] = img_ND
         out_G2D = modulation.out.index_select(0, modulation.rows_G) if modulation else None
-        return self.proj_out(self.norm_out(img_ND, temb_GD, out_G2D, layout.image))
+        velocity_NC: Tensor = self.proj_out(self.norm_out(img_ND, temb_GD, out_G2D, layout.image))
+        return velocity_NC if taps is None else (velocity_NC, tapped)
 
     def _layout(self, batch: RaggedBatch) -> Layout:
         """Where the tokens of a batch lie; made once for all steps over the same segments."""
