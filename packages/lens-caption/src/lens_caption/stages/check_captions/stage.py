@@ -46,6 +46,7 @@ def run(config: CheckCaptionsConfig, context: StageContext) -> dict[str, Any]:
     _refuse_unknown_layers(config, layers)
     folder = context.output.local_dir("check")
     images = ImageLookup(folder / "images.sqlite", captions.parent("images"))
+    tally = Tally(folder, images)
     try:
         check = Check(
             lambda: caption_rows(captions),
@@ -55,7 +56,6 @@ def run(config: CheckCaptionsConfig, context: StageContext) -> dict[str, Any]:
             languages=config.languages,
             image_of=images.data,
         )
-        tally = Tally(folder, images)
         judged = None
         rows = _through(check, tally, context)
         if config.judge and layers:
@@ -64,6 +64,7 @@ def run(config: CheckCaptionsConfig, context: StageContext) -> dict[str, Any]:
         write_captions(context.output, tally.passing(rows))
     finally:
         images.close()
+        tally.close()
     tally.publish(context.output)
     _write(context, check, tally, judged)
     return _numbers(config, context, tally, judged)

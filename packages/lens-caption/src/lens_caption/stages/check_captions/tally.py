@@ -68,10 +68,14 @@ class Tally:
         """Captions by the gate that rejects or flags them."""
         return {gate: count for (gate, found), count in self.by_gate.items() if found == action}
 
-    def publish(self, output: OutputFolder) -> None:
-        """Move the files in."""
-        for name, file in self._files.items():
+    def close(self) -> None:
+        """End the files."""
+        for file in self._files.values():
             file.close()
+
+    def publish(self, output: OutputFolder) -> None:
+        """Move the files in, once they are closed."""
+        for name in self._files:
             output.add_file(name, self._folder / name)
 
     def _name(self, key: str) -> str:
