@@ -7,17 +7,15 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
 from core.diffusion.packs import random_model
+from lens_core.cli.main import app
 from lens_core.diffusion import load_model_folder
 from lens_train.methods.adapters import COMFYUI_FILE, LORA_FILE
 
@@ -45,26 +43,32 @@ ARMS = {
     "lokr": "    source: dense\n    start: models/base\n    method: {type: lora, kind: lokr, rank: 2, alpha: 4}\n",
 }
 PIPELINE = STAGES + "".join(TRAIN.replace("NAME", name) + arm for name, arm in ARMS.items())
-IDLE = tuple(f"transformer_blocks.1.{part}" for part in ("txt_mlp", "txt_norm2", "txt_mod", "attn.to_add_out"))
-"""Weights of the last block that no output depends on."""
+IDLE = tuple(
+    f"transformer_blocks.1.{part}"
+    for part in ("txt_mlp", "txt_norm2", "txt_mod", "attn.to_add_out", "attn.norm_added_q")
+)
+"""Parts of the last block that no output depends on."""
 
-BASES = {"lora": "models/base", "dora": "run/tuned", "lokr": "models/base"}
+BASE = "project/models/base"
+BASES = {"lora": BASE, "dora": "run/tuned", "lokr": BASE}
 
 
-def lens(*arguments, cwd):
-    command = [str(Path(sys.executable).with_name("lens")), *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=240)
+def lens(*arguments):
+    """The command, in this process: a dozen pictures are drawn."""
+    done = CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
+    assert done.exit_code == 0, done.output[-3000:]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, lens_registry):
+    """Where the command is given; the pipeline and what it starts from lie in a project below."""
     folder = tmp_path_factory.mktemp("finetune")
-    random_model(folder / "models" / "base", lens_registry)
-    (folder / "pipeline.yaml").write_text(PIPELINE)
-    done = lens("run", "pipeline.yaml", cwd=folder)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return folder
+    random_model(folder / BASE, lens_registry)
+    (folder / "project" / "pipeline.yaml").write_text(PIPELINE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        lens("run", "project/pipeline.yaml")
+        yield folder
 
 
 @pytest.fixture(scope="module")
@@ -75,11 +79,8 @@ def draw(folder):
     def picture(model, *lora):
         if (model, *lora) not in drawn:
             out = folder / f"{len(drawn)}.png"
-            options = [part for file in lora for part in ("--lora", file)]
-            done = lens(
-                "generate", "a red circle", "--model", model, *options, "--seed", "5", "-o", str(out), cwd=folder
-            )
-            assert done.returncode == 0, done.stderr[-3000:]
+            options = [part for file in lora for part in ("--lora", folder / file)]
+            lens("generate", "a red circle", "--model", folder / model, *options, "--seed", 5, "-o", out)
             drawn[model, *lora] = np.asarray(Image.open(io.BytesIO(out.read_bytes()))).astype(int)
         return drawn[model, *lora]
 
@@ -91,17 +92,17 @@ def weights(folder):
 
 
 def test_the_fine_tune_is_a_model_that_draws_otherwise(folder, draw):
-    before, after = weights(folder / "models/base"), weights(folder / "run/tuned")
+    before, after = weights(folder / BASE), weights(folder / "run/tuned")
     assert before.keys() == after.keys()
     still = {name for name in before if torch.equal(before[name], after[name])}
     assert all(name.startswith(IDLE) for name in still), still
     picture = draw("run/tuned")
     assert picture.shape == (16, 16, 3)
-    assert abs(picture - draw("models/base")).max() > 4
+    assert abs(picture - draw(BASE)).max() > 4
 
 
 def test_the_fine_tune_keeps_what_its_start_says(folder):
-    base, tuned = (json.loads((folder / name / "lens.json").read_text()) for name in ("models/base", "run/tuned"))
+    base, tuned = (json.loads((folder / name / "lens.json").read_text()) for name in (BASE, "run/tuned"))
     for name in ("model", "autoencoder", "prediction", "sampler", "guidance", "image_size"):
         assert tuned[name] == base[name], name
 
@@ -115,7 +116,7 @@ def test_an_adapter_beside_its_base_draws_what_the_merged_model_draws(folder, dr
 
 
 def test_the_file_for_comfyui_is_the_same_adapter(folder, draw):
-    assert abs(draw("run/lora") - draw("models/base", f"run/lora/{COMFYUI_FILE}")).max() <= 1
+    assert abs(draw("run/lora") - draw(BASE, f"run/lora/{COMFYUI_FILE}")).max() <= 1
     assert not (folder / "run" / "dora" / COMFYUI_FILE).exists()
 
 

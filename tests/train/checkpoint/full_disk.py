@@ -1,6 +1,6 @@
 """Saves on a disk that has no room for them; what was found is printed as JSON.
 
-    unshare -rm sh -c 'mount -t tmpfs -o size=4m tmpfs FOLDER && python full_disk.py FOLDER'
+unshare -rm sh -c 'mount -t tmpfs -o size=4m tmpfs FOLDER && python full_disk.py FOLDER'
 """
 
 from __future__ import annotations

@@ -216,7 +216,9 @@ def on_a_small_disk(tmp_path):
 def test_a_full_disk_leaves_the_checkpoint_before(on_a_small_disk):
     """Without any room, in the midst of the tensors, and with room for all but the description."""
     found = on_a_small_disk(full_disk.__file__)
-    for case, file in zip(found["full"], ["rank-00000.safetensors", "rank-00000.safetensors", "state.json"], strict=True):
+    for case, file in zip(
+        found["full"], ["rank-00000.safetensors", "rank-00000.safetensors", "state.json"], strict=True
+    ):
         assert case["told"].startswith("the checkpoint of step 2 is not saved: ")
         assert f"/.step-00000002.tmp/{file} cannot be written: " in case["told"]
         assert "No space left on device" in case["told"]

@@ -97,6 +97,14 @@ def test_one_ranks_bad_gradient_is_seen_by_all(found):
     assert [own["norm is finite"] for own in found] == [False, False]
 
 
+def test_a_hundred_steps_leave_nothing_behind(found):
+    for own in found:
+        (tensors, files, before), (tensors_after, files_after, after) = own["held"]
+        assert tensors_after == tensors > 0
+        assert files_after == files > 0
+        assert after - before < 10  # one step's gradients, kept, would be 20
+
+
 def test_bfloat16_computes_and_float32_stays(made, found):
     for own in found:
         assert set(own["bf16 compute"]) == {"torch.bfloat16"}

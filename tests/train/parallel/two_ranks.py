@@ -8,7 +8,9 @@ processes make of the same is for the tests to say.
 
 from __future__ import annotations
 
+import gc
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -41,6 +43,14 @@ class Matrices(nn.Module):
 
 def gather(named):
     return {name: tensor.full_tensor() if isinstance(tensor, DTensor) else tensor for name, tensor in named.items()}
+
+
+def held():
+    """What this process holds: tensors, open files, and megabytes."""
+    gc.collect()
+    tensors = sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return tensors, len(os.listdir("/proc/self/fd")), pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 def main(folder):
@@ -92,6 +102,12 @@ def main(folder):
     if world.rank == 1:
         next(p for p in run.model.parameters() if p.grad is not None).grad.to_local().fill_(float("nan"))
     found["norm is finite"] = bool(torch.isfinite(clip_gradients(list(run.model.parameters()), 1.0)))
+
+    run = Run(world)
+    run.steps(0, 20)
+    found["held"] = [held()]
+    run.steps(20, 120)
+    found["held"].append(held())
 
     run = Run(world, precision="bf16")
     seen = []

@@ -17,11 +17,6 @@ app = typer.Typer(
 )
 
 
-@app.callback()
-def _root() -> None:
-    """A group, though it has one command as yet."""
-
-
 @app.command()
 def seen(
     run: Annotated[Path, typer.Argument(help="The run folder.")],
@@ -40,3 +35,16 @@ def seen(
     samples = seen_samples(kept.manifest, kept.plan, step - 1, packs_per_step=kept.packs_per_step, world=ranks)
     for line in seen_lines(samples, as_json=as_json):
         typer.echo(line)
+
+
+@app.command()
+def compare(
+    models: Annotated[list[str], typer.Argument(metavar="RUN/STAGE...", help="What train stages made.")],
+    output: Annotated[str, typer.Option("--output", "-o", help="The page to write.")],
+) -> None:
+    """Write one page about several training runs: curves, pictures, speed, and the settings that differ."""
+    from lens_core.storage import urls
+    from lens_core.storage.artifacts import load_artifact
+    from lens_train.report.compare import compare_page
+
+    urls.write_bytes(output, compare_page({name: load_artifact(name) for name in models}).encode())

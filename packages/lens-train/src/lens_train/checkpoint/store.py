@@ -119,7 +119,7 @@ class CheckpointStore:
         """
         pointer = self.folder / LATEST
         try:
-            name = pointer.read_text(encoding="utf-8").strip()
+            name = pointer.read_text(encoding="utf-8", errors="replace").strip()
         except FileNotFoundError:
             return None
         if not re.fullmatch(r"step-\d+", name):
@@ -152,13 +152,14 @@ class CheckpointStore:
         _check(folder, description.shapes, tensors)
         _quiet_alone()
         try:
-            load(
-                tensors,
-                storage_reader=SafetensorsReader(description),
-                planner=DefaultLoadPlanner(flatten_state_dict=False),
-                process_group=self.world.saving,
-                no_dist=self.world.size == 1,
-            )
+            with self.world.watching(f"reading {folder}"):
+                load(
+                    tensors,
+                    storage_reader=SafetensorsReader(description),
+                    planner=DefaultLoadPlanner(flatten_state_dict=False),
+                    process_group=self.world.saving,
+                    no_dist=self.world.size == 1,
+                )
         except CheckpointException as error:
             raise _told(error) or error from None
         return description.meta
@@ -179,7 +180,7 @@ class CheckpointStore:
                 self._remove(self.folder / _name(old))
 
     def _remove(self, checkpoint: Path) -> None:
-        hidden = checkpoint.with_name(f".{checkpoint.name}.tmp")  # a checkpoint is whole or has no name
+        hidden = checkpoint.with_name(f".{checkpoint.name}.old.tmp")  # a checkpoint is whole or has no name
         checkpoint.rename(hidden)
         shutil.rmtree(hidden)
 

@@ -113,6 +113,9 @@ class MemoryImages:
             stored: the images.
             shards: the URL of each shard.
             on_image: called with (images done, images in all).
+
+        Raises:
+            StorageError: a shard cannot be read, or is cut off.
         """
         images: dict[str, Tensor] = {}
         for begin in range(0, len(stored), _AT_ONCE):
@@ -121,6 +124,9 @@ class MemoryImages:
             for one, data in zip(some, read, strict=True):
                 if isinstance(data, StorageError):
                     raise data
+                if len(data) != one.size:
+                    where = f"{shards[one.shard]}: the shard ends within image {one.key}"
+                    raise StorageError(f"{where} ({len(data)} of {one.size} bytes); make its stage again")
                 try:
                     images[one.key] = _decoded(data, one.height, one.width)
                 except ImageError:

@@ -6,17 +6,17 @@ nothing here has a state to save.
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from torch import Tensor
 
     from lens_train.data.images import ImageSource
     from lens_train.planning.packs import Pack, Plan, PlannedSample
@@ -54,6 +54,7 @@ class PackLoader:
     """
 
     def __init__(self, plan: Plan, source: ImageSource, *, first: int, stride: int, workers: int, ahead: int = 2):
+        self._plan = plan
         loader: DataLoader[Any] = DataLoader(
             _Packs(plan, source),
             sampler=_Every(first, stride),
@@ -68,24 +69,43 @@ class PackLoader:
 
     def __next__(self) -> LoadedPack:
         started = time.perf_counter()
-        pack: LoadedPack = next(self._packs)
+        read: _Read = next(self._packs)
+        pack = self._plan.pack(read.index)
+        pieces = read.flat.split([math.prod(shape) for shape in read.shapes])
+        loaded = LoadedPack(
+            pack=pack,
+            samples=[pack.samples[place] for place in read.places],
+            images=[piece.view(shape) for piece, shape in zip(pieces, read.shapes, strict=True)],
+            bad=read.bad,
+        )
         self.waited_s += time.perf_counter() - started
-        return pack
+        return loaded
 
 
-class _Packs(Dataset["LoadedPack"]):
+@dataclass(frozen=True, kw_only=True)
+class _Read:
+    """What a worker sends: all images in one tensor, since each tensor takes a file of shared memory."""
+
+    index: int
+    places: list[int]
+    flat: Tensor
+    shapes: list[torch.Size]
+    bad: list[str]
+
+
+class _Packs(Dataset["_Read"]):
     def __init__(self, plan: Plan, source: ImageSource):
         self._plan = plan
         self._source = source
 
-    def __getitem__(self, index: int) -> LoadedPack:
-        pack = self._plan.pack(index)
-        images = self._source([sample.number for sample in pack.samples])
-        read = [(s, image) for s, image in zip(pack.samples, images, strict=True) if isinstance(image, torch.Tensor)]
-        return LoadedPack(
-            pack=pack,
-            samples=[sample for sample, _ in read],
-            images=[image for _, image in read],
+    def __getitem__(self, index: int) -> _Read:
+        images = self._source([sample.number for sample in self._plan.pack(index).samples])
+        read = {place: image for place, image in enumerate(images) if isinstance(image, Tensor)}
+        return _Read(
+            index=index,
+            places=list(read),
+            flat=torch.cat([image.flatten() for image in read.values()]) if read else torch.empty(0),
+            shapes=[image.shape for image in read.values()],
             bad=[image for image in images if isinstance(image, str)],
         )
 

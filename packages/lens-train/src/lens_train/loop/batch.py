@@ -1,11 +1,11 @@
 """A pack becomes what a step computes on: tokens, noised; captions, as ids; and what the two will cost.
 
-Suffixes: N image tokens, C channels, G samples, B images of one size, H and W pixels.
+Suffixes: N image tokens, C channels, F features, G samples, B images of one size, H and W pixels.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from lens_train.data.loader import LoadedPack
     from lens_train.data.text import Captions
     from lens_train.objective.config import ObjectiveConfig
+    from lens_train.objective.terms import Term
     from lens_train.planning.manifest import Manifest
     from lens_train.watch.stopwatch import Stopwatch
 
@@ -41,7 +42,8 @@ class Batch:
         ids: its tokens.
         image_offsets, text_offsets, grids: as in `RaggedBatch`.
         sides: each sample's resolution, as `resolution` names it.
-        flops: of the denoiser and of a text encoder that is trained, forward and backward.
+        flops: of the denoiser, of a text encoder that is trained, and of the terms, forward and backward.
+        goals: what the image tokens shall tell [N, F], by the name of the term that asks.
     """
 
     x_NC: Tensor
@@ -54,6 +56,7 @@ class Batch:
     grids: Tensor
     sides: list[int]
     flops: float
+    goals: dict[str, Tensor] = field(default_factory=dict)
 
 
 def assemble(
@@ -64,6 +67,7 @@ def assemble(
     captions: Captions,
     flops: Callable[[Sequence[int], Sequence[int]], float],
     objective: ObjectiveConfig,
+    terms: Sequence[Term],
     seed: int,
     device: torch.device,
     stopwatch: Stopwatch,
@@ -78,6 +82,7 @@ def assemble(
         raise LensError(f"not one sample of pack {loaded.pack.index} can be read; the first: {loaded.bad[0]}")
     with stopwatch.part("encode"):
         tokens = clean_tokens(loaded.images, autoencoder, device)
+        goals = {term.name: torch.cat(_each(loaded.images, term.goals, device)) for term in terms}
     goal = targets(objective, tokens, [(sample.epoch, manifest.key(sample.number)) for sample in samples], seed)
     texts = ["" if sample.caption is None else manifest.caption_text(sample.caption) for sample in samples]
     ids = captions.ids(texts)
@@ -93,21 +98,26 @@ def assemble(
         text_offsets=offsets_of(text_lengths),
         grids=torch.tensor([[sample.height // stride, sample.width // stride] for sample in samples]),
         sides=[resolution(sample.height, sample.width) for sample in samples],
-        flops=flops(image_lengths, text_lengths),
+        flops=flops(image_lengths, text_lengths) + sum(term.training_flops(sum(image_lengths)) for term in terms),
+        goals=goals,
     )
 
 
 @torch.no_grad()
 def clean_tokens(images: Sequence[Tensor], autoencoder: Autoencoder, device: torch.device) -> list[Tensor]:
-    """Clean tokens [n, C] of each image; images of one size go through the autoencoder together."""
+    """Clean tokens [n, C] of each image."""
     if images[0].ndim == 2:  # made beforehand, by the stage `encode`
         return [image.to(device) for image in images]
+    return _each(images, lambda pixels_B3HW: autoencoder.encode(pixels_B3HW / 127.5 - 1), device)
+
+
+def _each(images: Sequence[Tensor], encode: Callable[[Tensor], Tensor], device: torch.device) -> list[Tensor]:
+    """What is made of each image's pixels [B, 3, H, W], 0 to 255; images of one size are encoded together."""
     by_size: dict[torch.Size, list[int]] = {}
     for number, image in enumerate(images):
         by_size.setdefault(image.shape, []).append(number)
-    tokens: list[Tensor | None] = [None] * len(images)
+    made: dict[int, Tensor] = {}
     for numbers in by_size.values():
-        pixels_BCHW = torch.stack([images[n] for n in numbers]).permute(0, 3, 1, 2).to(device, torch.float32)
-        for number, one in zip(numbers, autoencoder.encode(pixels_BCHW / 127.5 - 1), strict=True):
-            tokens[number] = one
-    return [one for one in tokens if one is not None]
+        pixels_B3HW = torch.stack([images[n] for n in numbers]).permute(0, 3, 1, 2).to(device, torch.float32)
+        made |= zip(numbers, encode(pixels_B3HW), strict=True)
+    return [made[number] for number in range(len(images))]

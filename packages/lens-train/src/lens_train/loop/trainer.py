@@ -32,6 +32,7 @@ from lens_train.parallel.fixed_size import pad_to
 from lens_train.parallel.shard import clip_gradients, forget_gathered, sync_gradients
 from lens_train.watch.flops import recomputed_flops
 from lens_train.watch.groups import WeightGroups
+from lens_train.watch.profiler import Profiler
 from lens_train.watch.sinks import open_sinks
 from lens_train.watch.speed import Speed
 from lens_train.watch.stopwatch import Stopwatch
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from lens_train.loop.batch import Batch
     from lens_train.loop.budget import Budget
     from lens_train.objective.config import ObjectiveConfig
+    from lens_train.objective.terms import Term
     from lens_train.optim.config import OptimizerConfig
     from lens_train.parallel.world import World
     from lens_train.planning.manifest import Manifest
@@ -110,6 +112,7 @@ class Trainer:
         max_bad_samples: how many unreadable samples are passed over before the run ends.
         fixed_size: pad packs to the plan's capacity.
         recomputes: whether the backward pass computes the blocks of a Lens denoiser again.
+        terms: what is minimised besides, sharded like the denoiser.
         watchers: who looks at the averaged weights now and then.
     """
 
@@ -139,6 +142,7 @@ class Trainer:
     trainable_only: bool = False
     fixed_size: bool = False
     recomputes: bool = False
+    terms: Sequence[Term] = ()
     watchers: list[Watcher] = field(default_factory=list)
     counters: Counters = field(default_factory=Counters)
 
@@ -146,11 +150,12 @@ class Trainer:
         self.modules: dict[str, nn.Module] = {"transformer": self.transformer}
         if self.captions.encoder.trainable:
             self.modules["text_encoder"] = self.captions.encoder
+        self.ema = Ema(self.modules, self.ema_decay)  # of the model; what the terms train is thrown away
+        self.modules |= {term.name: term.module for term in self.terms}
         self.optimizers = Optimizers(self.optimizer, self.modules.values())
         self.parameters: list[Tensor] = [
             p for module in self.modules.values() for p in module.parameters() if p.requires_grad
         ]
-        self.ema = Ema(self.modules, self.ema_decay)
         self.state = TrainingState(self.modules, self.optimizers.parts, self.ema, trainable_only=self.trainable_only)
         self.losses = LossTable(self.sides)
         self.groups = WeightGroups(self.modules)
@@ -175,13 +180,16 @@ class Trainer:
         seen: dict[str, float] | None = None
         with ExitStack() as closing:
             writers = self._writers(closing)
+            profiler = closing.enter_context(Profiler(self.watch.profile, self.folder, self.world))
             while self._allowed(next_flops):
                 started = time.monotonic()
+                profiler.begin(c.step + 1)
                 packs = [next(loader) for _ in range(self._own_packs)]
                 with self.world.watching(f"step {c.step + 1}"):
                     record = self.train_step(packs, progress)
                     now = time.monotonic()
                     took, unsaved, stop = self._agree(now - started, now - saved_at, stop=progress.stop_asked)
+                profiler.end(c.step)
                 next_flops = self._planned_flops()
                 c.seconds += took
                 progress.update(self._share() * total / scale, **self._shown(record))
@@ -225,13 +233,16 @@ class Trainer:
         weight, bad = self._sum([sum(float(self._weights(b).sum()) for b in batches), sum(len(p.bad) for p in packs)])
         if bad:
             self._pass_over(round(bad), [line for pack in packs for line in pack.bad], progress)
-        losses: list[Tensor] = []
+        losses: list[dict[str, Tensor]] = []
         for number, batch in enumerate(batches):
             sync_gradients(self.modules.values(), number == len(batches) - 1)
-            losses_G = self.sample_losses(batch)
+            named = self.named_losses(batch)
+            losses_G = named["loss"]
+            for term in self._terms():
+                losses_G = losses_G + term.weight * named[f"loss_{term.name}"]
             # Gradients are summed over ranks and packs: the whole step's weight makes them a mean.
             ((losses_G * self._weights(batch)).sum() / weight).backward()
-            losses.append(losses_G.detach())
+            losses.append({name: loss_G.detach() for name, loss_G in named.items()})
         parts = self.groups.gradient_norms() if logged else {}
         norm = clip_gradients(self.parameters, self.optimizer.clip).item()
         finite = math.isfinite(norm)
@@ -242,8 +253,8 @@ class Trainer:
         if logged:
             parts |= self.groups.update_ratios(before)
         self.optimizers.zero_grad()
-        loss, by_name = self._count(batches, losses, weight, finite)
-        return {"loss": loss, "grad_norm": norm, "lr": self.optimizer.lr * factor, **by_name, **parts}
+        means, by_name = self._count(batches, losses, weight, finite)
+        return {**means, "grad_norm": norm, "lr": self.optimizer.lr * factor, **by_name, **parts}
 
     def assemble(self, pack: LoadedPack) -> Batch:
         """What a pack is computed on."""
@@ -255,13 +266,23 @@ class Trainer:
             captions=self.captions,
             flops=self.flops,
             objective=self.objective,
+            terms=self._terms(),
             seed=self.seed,
             device=self.world.device,
         )
 
+    def _terms(self) -> list[Term]:
+        """Those that have a part in this step."""
+        return [term for term in self.terms if term.until is None or self.counters.step < term.until]
+
     def sample_losses(self, batch: Batch) -> Tensor:
-        """The loss [G] of every sample of a batch."""
-        device = self.world.device
+        """The loss [G] of every sample of a batch, without terms."""
+        return self.named_losses(batch)["loss"]
+
+    def named_losses(self, batch: Batch) -> dict[str, Tensor]:
+        """The losses [G] by their names in the metrics: `loss`, and one for each term that the batch has goals of."""
+        device, lengths = self.world.device, batch.image_offsets.diff().tolist()
+        terms = [term for term in self.terms if term.name in batch.goals]
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16):
             with self.stopwatch.part("train text" if self.captions.encoder.trainable else "encode"):
                 text = self.captions.features(batch.texts, batch.ids, device)
@@ -276,11 +297,17 @@ class Trainer:
             if any(self._room(batch)):
                 assert self.plan.capacity is not None
                 ragged = pad_to(ragged, self.plan.capacity)
-            output_NC = self.transformer.forward_ragged(ragged)[: len(batch.x_NC)]
+            forward, taps, tokens = self.transformer.forward_ragged, {term.block for term in terms}, len(batch.x_NC)
+            output_NC, hidden = forward(ragged, taps=taps) if taps else (forward(ragged), {})
+            besides = {
+                f"loss_{term.name}": term.losses(hidden[term.block][:tokens], batch.goals[term.name], lengths)
+                for term in terms
+            }
+        output_NC = output_NC[:tokens]
         t_N1 = batch.timestep_G.repeat_interleave(batch.image_offsets.diff().to(device))[:, None]
         velocity_NC = to_velocity(self.prediction, output_NC.to(batch.x_NC.dtype), batch.x_NC, t_N1)
         goal_NC = target_velocity(self.prediction, batch.velocity_NC, t_N1)
-        return sample_losses(velocity_NC, goal_NC, batch.image_offsets.diff().tolist())
+        return {"loss": sample_losses(velocity_NC, goal_NC, lengths), **besides}
 
     def _room(self, batch: Batch) -> tuple[int, int]:
         """Image and text tokens that bring a pack to its fixed size; none for the rare pack that is larger."""
@@ -305,12 +332,15 @@ class Trainer:
         return lengths_G if self.objective.weight == "tokens" else torch.ones_like(lengths_G)
 
     def _count(
-        self, batches: Sequence[Batch], losses: Sequence[Tensor], weight: float, finite: bool
-    ) -> tuple[float, dict[str, float]]:
-        """Add a step to the counters; returns the loss of all ranks, and its parts by noise level and resolution."""
+        self, batches: Sequence[Batch], losses: Sequence[dict[str, Tensor]], weight: float, finite: bool
+    ) -> tuple[dict[str, float], dict[str, float]]:
+        """Add a step to the counters; returns the losses of all ranks, and the first by noise level and resolution."""
         c = self.counters
+        means = [
+            sum(float((one[name] * self._weights(b)).sum()) for one, b in zip(losses, batches, strict=True)) / weight
+            for name in losses[0]
+        ]
         own = [
-            sum(float((one * self._weights(b)).sum()) for one, b in zip(losses, batches, strict=True)) / weight,
             sum(b.flops for b in batches),
             sum(len(b.grids) for b in batches),
             sum(len(b.x_NC) for b in batches),
@@ -319,11 +349,11 @@ class Trainer:
             sum(sum(self._room(b)) for b in batches),
         ]
         table = self.losses.vector(
-            torch.cat(list(losses)).tolist(),
+            torch.cat([one["loss"] for one in losses]).tolist(),
             torch.cat([b.timestep_G for b in batches]).tolist(),
             [side for b in batches for side in b.sides],
         )
-        loss, flops, images, image_tokens, text_tokens, executed, padding, *table = self._sum([*own, *table])
+        flops, images, image_tokens, text_tokens, executed, padding, *rest = self._sum([*own, *means, *table])
         c.step += 1
         c.flops += flops
         c.images += round(images)
@@ -338,7 +368,8 @@ class Trainer:
                 f"the loss or its gradient was not finite in {MAX_SKIPPED_IN_A_ROW} steps in a row (step {c.step}); "
                 "lower the learning rate"
             )
-        return loss, self.losses.means(table)
+        count = len(means)
+        return dict(zip(losses[0], rest[:count], strict=True)), self.losses.means(rest[count:])
 
     def _pass_over(self, count: int, told: Sequence[str], progress: Progress | None) -> None:
         """Samples that could not be read, `told` being this rank's: say so, up to a limit."""
@@ -370,7 +401,8 @@ class Trainer:
 
     def _planned_flops(self) -> float:
         first = self.counters.step * self.packs_per_step
-        return sum(self.plan.pack(index).flops for index in range(first, first + self.packs_per_step))
+        packs = [self.plan.pack(index) for index in range(first, first + self.packs_per_step)]
+        return sum(pack.flops + sum(t.training_flops(pack.image_tokens) for t in self._terms()) for pack in packs)
 
     def _share(self) -> float:
         c = self.counters
@@ -409,7 +441,7 @@ class Trainer:
         if not self.world.is_main:
             return []
         step = self.counters.step
-        writers = [MetricsFile(self.folder, step=step), *open_sinks(self.watch, self.folder, step=step)]
+        writers = [*open_sinks(self.watch, self.folder, step=step), MetricsFile(self.folder, step=step)]
         for writer in writers:
             closing.callback(writer.close)
         return writers

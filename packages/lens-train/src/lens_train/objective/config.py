@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from lens_core.config.base import Config
 from lens_core.config.prediction import PredictionConfig
 
-__all__ = ["LogitNormalTimes", "ModeTimes", "ObjectiveConfig", "TimesConfig", "UniformTimes"]
+__all__ = ["LogitNormalTimes", "ModeTimes", "ObjectiveConfig", "RepaConfig", "TimesConfig", "UniformTimes"]
 
 
 class _Times(Config):
@@ -46,6 +46,17 @@ class ModeTimes(_Times):
 TimesConfig = Annotated[UniformTimes | LogitNormalTimes | ModeTimes, Field(discriminator="type")]
 
 
+class RepaConfig(Config):
+    """Representation alignment: hidden image tokens learn to tell what a vision model sees (arXiv 2410.06940)."""
+
+    type: Literal["repa"] = "repa"
+    path: str = Field(description="A folder with a vision transformer of Hugging Face, such as DINOv2 or DINOv3.")
+    block: int = Field(8, ge=1, description="The block whose image tokens are aligned, the first being 1.")
+    weight: float = Field(0.5, ge=0, description="Of the term in what is minimised; 0 leaves it out.")
+    until: int | None = Field(None, gt=0, description="Steps that it is there for; null: to the end.")
+    width: int = Field(1024, gt=0, description="Of the projector's two hidden layers.")
+
+
 class ObjectiveConfig(Config):
     """What is learned, and at which noise levels."""
 
@@ -61,3 +72,12 @@ class ObjectiveConfig(Config):
     weight: Literal["samples", "tokens"] = Field(
         "samples", description="What counts alike in the loss of a step: every image, or every image token."
     )
+    terms: list[RepaConfig] = Field([], description="What is minimised besides; `loss` stays without it.")
+
+    @model_validator(mode="after")
+    def _one_of_a_type(self) -> ObjectiveConfig:
+        types = [term.type for term in self.terms]
+        twice = sorted({name for name in types if types.count(name) > 1})
+        if twice:
+            raise ValueError(f"terms: {twice[0]} is there twice; its losses could not be told apart")
+        return self

@@ -33,6 +33,7 @@ from torch.distributed.distributed_c10d import _set_pg_timeout
 from torch.distributed.rendezvous import rendezvous
 
 from lens_core.errors import ConfigError, LensError
+from lens_train.parallel.meeting import name_meeting
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -101,7 +102,8 @@ class World:
             torch.cuda.set_device(device)
         timeout = timedelta(seconds=timeout_s)
         try:
-            store, rank, size = next(rendezvous("env://", timeout=timeout))
+            kept, rank, size = next(rendezvous("env://", timeout=timeout))
+            store = PrefixStore(name_meeting(kept, rank, size, timeout_s), kept)
             dist.init_process_group(
                 "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
                 store=PrefixStore("groups", store),
@@ -199,31 +201,34 @@ class World:
             yield
             return
         self._waits += 1
+        began = time.monotonic()
         try:
             self.store.set(f"at/{self.rank}", str(self._waits))
             yield
         except RuntimeError as error:
             if not _is_silence(error):
                 raise
+            waited = time.monotonic() - began
             absent = self._absent(self.store)
             who = f"rank{'s' * (len(absent) > 1)} {', '.join(map(str, absent))}" if absent else "another rank"
             raise LensError(
-                f"{what}: {who} of {self.size} did not come within {self.timeout_s:g} s, and rank {self.rank} gave up; "
-                "the log of the missing says why"
+                f"{what}: {who} of {self.size} did not come, and rank {self.rank} gave up after {waited:.0f} s; "
+                "the log of the missing says why; if it was only slow, raise parallel.timeout_s"
             ) from error
 
     def _absent(self, store: Store) -> list[int]:
         """The ranks that never came to what this one waits for; if all did, those that do not give it up as well."""
         others = [rank for rank in range(self.size) if rank != self.rank]
+        behind: list[int] = []
         with suppress(RuntimeError):  # who keeps the store may be the one who is gone
+            behind = [rank for rank in others if self._reached(store, rank) < self._waits]
             store.set(f"gave up/{self._waits}/{self.rank}", "")
+            others = [rank for rank in others if rank not in behind]
             until = time.monotonic() + GRACE_S
-            if behind := [rank for rank in others if self._reached(store, rank) < self._waits]:
-                return behind
-            while others and time.monotonic() < until:
+            while others and time.monotonic() < until:  # who keeps the store is not to leave before they have read it
                 others = [rank for rank in others if not store.check([f"gave up/{self._waits}/{rank}"])]
                 time.sleep(0.1)
-        return others
+        return behind or others
 
     def _reached(self, store: Store, rank: int) -> int:
         return int(store.get(f"at/{rank}")) if store.check([f"at/{rank}"]) else 0

@@ -5,50 +5,67 @@ from __future__ import annotations
 import base64
 import io
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from matplotlib.figure import Figure
 
+from lens_train.loop.metrics import METRICS
+
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from lens_core.storage.artifacts import Artifact
 
-__all__ = ["ARM_COLOURS", "accuracy_chart", "data_url", "loss_chart"]
+__all__ = ["ARM_COLOURS", "accuracy_chart", "data_url", "loss_chart", "metrics_of"]
 
 ARM_COLOURS = ("#b3541e", "#1f6f8b", "#5b8c3a", "#7b4b94", "#8a6d1d", "#50617a")
 _GREY = "#7a8088"
+_ACROSS = {"step": ("steps", 1.0), "images": ("thousand images", 1e3), "flops": ("training TFLOP", 1e12)}
 
 
-def loss_chart(models: list[Artifact], colours: Mapping[str, str]) -> str | None:
-    """Training loss against FLOPs and against images, a line an arm, smoothed; a data URL.
+def loss_chart(
+    models: Mapping[str, Artifact],
+    colours: Mapping[str, str],
+    *,
+    metric: str = "loss",
+    across: Sequence[str] = ("flops", "images"),
+    legend: bool = True,
+) -> str | None:
+    """Losses against what they cost, a line a model; a data URL, or None where no model has enough of them.
 
     Args:
-        models: the arms.
-        colours: of each arm, by name.
+        models: by the name that they are shown under.
+        colours: of each model, by name.
+        metric: which loss; that of training is smoothed.
+        across: what it is drawn against: step, images, flops.
+        legend: whether names stand in the chart.
     """
     curves = []
-    for model in models:
-        lines = [json.loads(line) for line in model.read_bytes("metrics.jsonl").decode().splitlines()]
-        lines = [line for line in lines if line["loss"] is not None]  # skipped steps have none
+    for name, model in models.items():
+        lines = [line for line in metrics_of(model) if line.get(metric) is not None]  # skipped steps have no loss
         if len(lines) > 2:
-            curves.append((model.name, lines))
+            curves.append((name, lines))
     if not curves:
         return None
     figure = Figure(figsize=(9, 3.2), layout="constrained")
-    axes = figure.subplots(1, 2, sharey=True)
-    for axis, (key, label, scale) in zip(
-        axes, (("flops", "training TFLOP", 1e12), ("images", "thousand images", 1e3)), strict=True
-    ):
+    axes = figure.subplots(1, len(across), sharey=True)
+    for axis, key in zip(axes, across, strict=True):
+        label, scale = _ACROSS[key]
         for name, lines in curves:
-            x = [line[key] / scale for line in lines]
-            axis.plot(x, _smooth([line["loss"] for line in lines]), color=colours[name], label=name, linewidth=1.8)
+            x, y = [line[key] / scale for line in lines], [line[metric] for line in lines]
+            axis.plot(x, _smooth(y) if metric == "loss" else y, color=colours[name], label=name, linewidth=1.8)
         axis.set_xlabel(label)
         axis.set_yscale("log")
         _plain(axis)
-    axes[0].set_ylabel("loss (smoothed)")
-    axes[0].legend(frameon=False, labelcolor=_GREY)
+    axes[0].set_ylabel("loss (smoothed)" if metric == "loss" else metric)
+    if legend:
+        axes[0].legend(frameon=False, labelcolor=_GREY)
     return _svg(figure)
+
+
+def metrics_of(model: Artifact) -> list[dict[str, Any]]:
+    """The lines of metrics that a model was trained with."""
+    return [json.loads(line) for line in model.read_bytes(METRICS).decode().splitlines()]
 
 
 def accuracy_chart(

@@ -1,18 +1,10 @@
-"""The page: one HTML file that loads nothing, and trusts none of the texts it shows.
-
-Captions, prompts and file names are somebody's words: the template escapes everything, and the content security policy
-allows inlined images and this page's own style sheet (by its hash) and nothing else.
-"""
+"""The page about a run: headline, gallery, accuracy, curves, and where everything came from."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import io
-from importlib import resources
 from typing import TYPE_CHECKING, Any
 
-import jinja2
 import numpy as np
 from PIL import Image
 
@@ -22,6 +14,7 @@ from lens_core.storage.captions import read_captions
 from lens_core.storage.shards import ShardReader
 from lens_train.report.charts import ARM_COLOURS, accuracy_chart, data_url, loss_chart
 from lens_train.report.summary import ancestors
+from lens_train.report.template import render
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,25 +30,13 @@ _SHOWN_SIDE = 128
 def render_page(config: ReportStageConfig, inputs: Sequence[Artifact], summary: dict[str, Any]) -> str:
     """The report as one HTML file."""
     models = [artifact for artifact in inputs if artifact.type == "model"]
-    style = (resources.files(__package__) / "templates" / "report.css").read_text(encoding="utf-8")
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("lens_train.report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["percent"] = lambda share: f"{100 * share:.0f}"
-    environment.filters["thousands"] = lambda number: f"{number:,}"
     arms = summary["arms"]
     colours = dict(zip(arms, ARM_COLOURS * 9, strict=False))
     own = {name: arm["accuracy"].get(arm["own_style"], {}) for name, arm in arms.items()}
     own = {name: cells for name, cells in own.items() if cells}
-    return environment.get_template("report.html.j2").render(
+    return render(
+        "report.html.j2",
         title=config.title,
-        style=style,
-        style_hash=digest,
         summary=summary,
         arms=arms,
         colours=colours,
@@ -68,7 +49,7 @@ def render_page(config: ReportStageConfig, inputs: Sequence[Artifact], summary: 
         )
         if own
         else None,
-        losses=loss_chart(models, colours),
+        losses=loss_chart({model.name: model for model in models}, colours),
         gallery=_gallery([artifact for artifact in inputs if artifact.type == "samples"]),
         captioned=_captioned(models, config.captions_shown),
         lineage=ancestors(inputs),

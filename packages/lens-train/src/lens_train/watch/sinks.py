@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import math
-from typing import TYPE_CHECKING, Protocol
+import secrets
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch.utils.tensorboard import SummaryWriter
+
+from lens_core.errors import MissingExtraError
+from lens_core.specs import pip_line
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -40,9 +45,14 @@ def open_sinks(config: WatchConfig, folder: Path, *, step: int) -> list[Sink]:
     Args:
         config: what is watched.
         folder: where files lie.
-        step: the step that the run goes on from; what was written of later ones is forgotten.
+        step: the step that the run goes on from; what was written of later ones is forgotten, where the sink can.
+
+    Raises:
+        MissingExtraError: one needs a library that is not installed.
     """
-    return [TensorBoard(folder, step=step)] if config.tensorboard else []
+    projects = {"wandb": config.wandb, "trackio": config.trackio}
+    trackers: list[Sink] = [Tracker(name, project, folder) for name, project in projects.items() if project]
+    return [*trackers, TensorBoard(folder, step=step)] if config.tensorboard else trackers
 
 
 class TensorBoard:
@@ -64,3 +74,36 @@ class TensorBoard:
     def close(self) -> None:
         """Close the files."""
         self._writer.close()
+
+
+class Tracker:
+    """A run of W&B or of trackio, which agree in what is needed here; a run that goes on is the same run there.
+
+    Keys and addresses are theirs to find, in the environment.
+    """
+
+    def __init__(self, library: str, project: str, folder: Path):
+        try:
+            self._library: Any = importlib.import_module(library)
+        except ModuleNotFoundError as error:
+            raise MissingExtraError(
+                f"watch.{library} needs the library {error.name!r}, which is not installed; "
+                f"install it with: {pip_line(f'lens-train[{library}]')}"
+            ) from error
+        known = folder / "tracked-as"
+        if not known.exists():
+            known.write_text(f"{folder.name}-{secrets.token_hex(4)}", encoding="utf-8")
+        name = known.read_text(encoding="utf-8")
+        own = {"id": name} if library == "wandb" else {}  # trackio goes by the name
+        self._library.init(project=project, name=name, resume="allow", **own)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Take a step's numbers."""
+        self._library.log({name: value for name, value in values.items() if math.isfinite(value)}, step=step)
+
+    def flush(self) -> None:
+        """They send in their own time."""
+
+    def close(self) -> None:
+        """End the run there."""
+        self._library.finish()

@@ -102,4 +102,6 @@ class Validation:
         """See `Watcher`."""
         limit = self._config.limit
         if limit is not None and not seen["val_loss"] <= limit:
-            raise LensError(f"val_loss is {seen['val_loss']:.4g} at the end, more than watch.validation.limit, {limit:g}")
+            raise LensError(
+                f"val_loss is {seen['val_loss']:.4g} at the end, more than watch.validation.limit, {limit:g}"
+            )

@@ -11,7 +11,6 @@ from torch import nn
 
 from lens_core.config.prediction import PredictionConfig
 from lens_core.diffusion.model_folder import save_model_folder
-from lens_core.storage import urls
 from lens_train.methods.adapters import add_adapters, finish_adapters, freeze
 from lens_train.methods.config import LoraMethod
 from lens_train.methods.start import load_start
@@ -147,9 +146,7 @@ def build_parts(config: TrainStageConfig, context: StageContext, texts: Sequence
     """
     registry = context.registry
     if start:
-        loaded = load_start(
-            urls.resolve(start, context.base), prediction=config.objective.prediction, registry=registry
-        )
+        loaded = load_start(start, prediction=config.objective.prediction, registry=registry)
         return Parts(
             transformer=loaded.transformer,
             text_encoder=loaded.text_encoder,

@@ -10,6 +10,7 @@ import torch
 
 from lens_core.diffusion.device import pick_device
 from lens_core.errors import ConfigError
+from lens_core.storage import urls
 from lens_train.checkpoint.store import CheckpointStore
 from lens_train.data.autoencoder_identity import identity
 from lens_train.data.text import Captions
@@ -26,17 +27,26 @@ from lens_train.planning.kept import MANIFEST, keep_plan
 from lens_train.planning.packs import packs_of
 from lens_train.planning.samples import SampleSource
 from lens_train.stages.train.parts import build_parts
+from lens_train.stages.train.terms import build_terms
+from lens_train.watch.drawing import Drawer
+from lens_train.watch.evaluation import Evaluation
+from lens_train.watch.profiler import TRACES
+from lens_train.watch.samples import SAMPLES, Samples
 from lens_train.watch.sinks import TENSORBOARD
 from lens_train.watch.validation import Validation
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from lens_core.pipeline.context import StageContext
     from lens_core.storage.artifacts import Artifact
+    from lens_train.data.training_set import TrainingSet
     from lens_train.parallel.world import World
+    from lens_train.planning.manifest import Manifest
     from lens_train.stages.train.config import TrainStageConfig
     from lens_train.stages.train.parts import Parts
+    from lens_train.watch.watcher import Watcher
 
 __all__ = ["build_trainer", "run"]
 
@@ -52,24 +62,33 @@ def run(config: TrainStageConfig, context: StageContext) -> dict[str, Any]:
     """
     trainer, parts = build_trainer(config, context)
     trainer.run(context.progress)
-    sizes = trainer.manifest.sizes
-    height, width, _ = max(sizes, key=lambda size: size[2])
+    image_size = _usual_size(trainer.manifest)
     folder = context.output.local_dir("model")
     shutil.rmtree(folder)
     parents = [{"name": made.name, "type": made.type, "hash": made.hash} for made in context.inputs]
     with trainer.ema.swapped():
-        parts.save(folder, config, trainer.world, image_size=(height, width), parents=parents)
-    stats = _stats(trainer, parts.image_size or (height, width))
+        parts.save(folder, config, trainer.world, image_size=image_size, parents=parents)
+    stats = _stats(trainer, parts.image_size or image_size)
     if trainer.world.is_main:
         adapter = config.method.kind if isinstance(config.method, LoraMethod) else None
+        grids = sorted((context.state_dir / SAMPLES).glob("*.png"))
         card = model_card(
-            context.name, stats=stats, parents=parents, licence=config.licence, start=parts.start, adapter=adapter
+            context.name,
+            stats=stats,
+            parents=parents,
+            licence=config.licence,
+            start=parts.start,
+            adapter=adapter,
+            grid=f"{SAMPLES}/{grids[-1].name}" if grids else None,
         )
         (folder / "README.md").write_text(card, encoding="utf-8")
         # Copied, not moved: a run killed before its manifest is written goes on from the state, which needs them whole.
         shutil.copy(context.state_dir / METRICS, folder)
         if config.watch.tensorboard:
             shutil.copytree(context.state_dir / TENSORBOARD, folder / TENSORBOARD)
+        for name in (SAMPLES, TRACES):
+            if (context.state_dir / name).exists():
+                shutil.copytree(context.state_dir / name, folder / name)
         context.output.add_folder("", folder)
     return stats
 
@@ -82,7 +101,7 @@ def _stats(trainer: Trainer, image_size: tuple[int, int]) -> dict[str, Any]:
         **counters,
         "steps": counters.pop("step"),
         "training_flops": counters.pop("flops"),
-        "parameters": sum(parameter.numel() for parameter in trainer.parameters),
+        "parameters": sum(average.numel() for average in trainer.ema.averages.values()),
         "image_size": list(image_size),
         "training_images": len(trainer.manifest),
         "device": str(trainer.world.device),
@@ -104,8 +123,11 @@ def build_trainer(config: TrainStageConfig, context: StageContext) -> tuple[Trai
     inputs = _by_type(context)
     captions = inputs["captions"]
     by_key = captions_by_key(captions, config.layers)
-    start = inputs["model"].url if "model" in inputs else config.start
+    start = config.start and urls.resolve(config.start, context.base)
+    if "model" in inputs:
+        start = inputs["model"].url
     parts = build_parts(config, context, [text for own in by_key.values() for text in own], start)
+    terms = build_terms(config, context, parts, world, latents="latents" in inputs)
     stride = parts.autoencoder.stride
     pictures = (
         latents_of(inputs["latents"], by_key, autoencoder=identity(parts.autoencoder))
@@ -172,10 +194,30 @@ def build_trainer(config: TrainStageConfig, context: StageContext) -> tuple[Trai
         trainable_only=isinstance(config.method, LoraMethod),
         fixed_size=config.batch.fixed_size,
         recomputes=config.parallel.activation_checkpointing == "full",
+        terms=terms,
     )
-    if config.watch.validation and data.held_out:
-        trainer.watchers.append(Validation(trainer, data.held_out, config.watch.validation))
+    trainer.watchers += _watchers(trainer, parts, data, config, context)
     return trainer, parts
+
+
+def _watchers(
+    trainer: Trainer, parts: Parts, data: TrainingSet, config: TrainStageConfig, context: StageContext
+) -> Iterator[Watcher]:
+    """Who looks at the model on the way."""
+    watch, registry = config.watch, context.registry
+    if watch.validation and data.held_out:
+        yield Validation(trainer, data.held_out, watch.validation)
+    draw = Drawer(parts, trainer.world, dtype=trainer.dtype, image_size=_usual_size(data.manifest), registry=registry)
+    if watch.samples:
+        yield Samples(draw, watch.samples, trainer.folder, seed=trainer.seed)
+    if watch.evaluate:
+        yield Evaluation(draw, registry.build("evaluators", watch.evaluate.evaluator), watch.evaluate)
+
+
+def _usual_size(manifest: Manifest) -> tuple[int, int]:
+    """The (height, width) that most images are trained at."""
+    height, width, _ = max(manifest.sizes, key=lambda size: size[2])
+    return height, width
 
 
 def _kept_folder(context: StageContext, world: World) -> Path:

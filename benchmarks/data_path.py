@@ -1,0 +1,225 @@
+"""How many images per second does the loader give, beside the WebDataset library on the same shards?
+
+Writes shards of JPEGs, and reads them in random order by `PackLoader` over `StoredImages`, and by WebDataset as its
+documentation has it: shuffled shards, a buffer that is shuffled again, batches made by the workers. Both decode and fit
+by the same functions, `lens_core.images.decode` and `fit`.
+
+    python benchmarks/data_path.py --workers 0 2 --sizes 256 512 --out runs/benchmarks/data_path.json
+
+Rounds go in turn. The third number is decoding alone, in one process and from memory: no loader on one process is
+faster. Times are medians; where others disturb, look at the fastest rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from datetime import date
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import webdataset as wds
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from lens_core.images import decode, fit
+from lens_core.storage.artifacts import OutputFolder
+from lens_core.storage.shards import ImageRow, ShardReader, ShardWriter, image_key
+from lens_train.data.images import StoredImages
+from lens_train.data.loader import PackLoader
+from lens_train.planning.costs import CostModel
+from lens_train.planning.manifest_writer import ManifestWriter
+from lens_train.planning.ragged import RaggedPlan
+from lens_train.planning.samples import SampleSource
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from lens_train.planning.manifest import Manifest
+
+SIDES = ("lens", "webdataset")
+STRIDE = 16
+
+
+class Fit:
+    """The shared decode function, for WebDataset's `map`."""
+
+    def __init__(self, side: int):
+        self.side = side
+
+    def __call__(self, data: bytes) -> torch.Tensor:
+        """uint8 [H, W, 3]."""
+        return torch.from_numpy(np.array(fit(decode(data), self.side, self.side)))
+
+
+class Bench:
+    """Shards of JPEGs, and both ways to read them.
+
+    Args:
+        folder: for files.
+        stored: side of the images in the shards, in pixels.
+        side: that they are fitted to.
+        count: how many.
+        batch: images of a pack.
+    """
+
+    def __init__(self, folder: Path, *, stored: int, side: int, count: int, batch: int):
+        self.side, self.count, self.batch = side, count, batch
+        output = OutputFolder(str(folder / "images"), folder / "scratch")
+        with ShardWriter(output, max_bytes=2_000_000) as writer:
+            for number in range(count):
+                data = photo(number, stored)
+                writer.add(
+                    ImageRow(
+                        key=image_key(data), name=f"{number}", data=data, width=stored, height=stored, format="jpeg"
+                    )
+                )
+        self.shards = sorted(str(path) for path in (folder / "images").glob("*.tar"))
+        self.manifest = self._manifest(folder)
+        source = SampleSource(
+            manifest=self.manifest,
+            costs=CostModel(a=1, b=1, c=0, per_sample=0),
+            stride=STRIDE,
+            seed=0,
+            caption_dropout=0.1,
+        )
+        self.plan = RaggedPlan(source, samples=batch)
+
+    def read(self, side: str, workers: int) -> float:
+        """Images per second over one epoch, from the first pack on: starting workers is not counted."""
+        packs = self._lens(workers) if side == "lens" else self._webdataset(workers)
+        next(packs)
+        started, images = time.perf_counter(), 0
+        for pack in packs:
+            images += len(pack)
+        return images / (time.perf_counter() - started)
+
+    def decode_alone(self) -> float:
+        """Images per second of the decode function on bytes in memory."""
+        some = list(islice(self._bytes(), 200))
+        job = Fit(self.side)
+        started = time.perf_counter()
+        for data in some:
+            job(data)
+        return len(some) / (time.perf_counter() - started)
+
+    def _bytes(self) -> Iterator[bytes]:
+        for record in self.manifest.samples:
+            with open(self.shards[int(record["shard"])], "rb") as file:  # noqa: PTH123
+                file.seek(int(record["offset"]))
+                yield file.read(int(record["size"]))
+
+    def _lens(self, workers: int) -> Iterator[Any]:
+        source = StoredImages(self.manifest, self.shards)
+        loader = PackLoader(self.plan, source, first=0, stride=1, workers=workers)
+        return (next(loader).images for _ in range(self.plan.packs_per_epoch))
+
+    def _webdataset(self, workers: int) -> Iterator[Any]:
+        dataset = (
+            wds.WebDataset(self.shards, shardshuffle=len(self.shards), seed=0)
+            .shuffle(1000)
+            .to_tuple("jpg")
+            .map_tuple(Fit(self.side))
+            .batched(self.batch)
+        )
+        loader = DataLoader(dataset, batch_size=None, num_workers=workers, prefetch_factor=2 if workers else None)
+        return (images for (images,) in loader)
+
+    def _manifest(self, folder: Path) -> Manifest:
+        reader = ShardReader(_Local(folder / "images"))  # type: ignore[arg-type]
+        names = [Path(shard).name for shard in self.shards]
+        columns = (reader.columns[name] for name in ("key", "shard", "offset", "size"))
+        with ManifestWriter(folder / "manifest") as writer:
+            for key, shard, offset, size in zip(*columns, strict=True):
+                place = {"shard": names.index(shard), "offset": offset, "size": size}
+                writer.add(key=key, **place, height=self.side, width=self.side, captions=[("", 0)])
+            return writer.close(names)
+
+
+class _Local:
+    """A folder without a manifest, as `ShardReader` reads it."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+
+    def read_bytes(self, name: str) -> bytes:
+        return (self._folder / name).read_bytes()
+
+
+def photo(number: int, side: int) -> bytes:
+    """A JPEG of about a photo's size for its pixels: smooth shapes, and grain."""
+    lots = np.random.default_rng(number)
+    rough = Image.fromarray(lots.integers(0, 256, (12, 12, 3), dtype=np.uint8)).resize((side, side), Image.BICUBIC)
+    grain = lots.normal(0, 6, (side, side, 1))
+    pixels = np.clip(np.asarray(rough) + grain, 0, 255).astype(np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "JPEG", quality=90)
+    return stream.getvalue()
+
+
+def measure(bench: Bench, workers: int, rounds: int) -> dict[str, Any]:
+    """Time epochs of both in turn, so that both meet the same machine."""
+    rates: dict[str, list[float]] = {side: [] for side in SIDES}
+    for number in range(rounds):
+        for side in SIDES if number % 2 else reversed(SIDES):
+            rates[side].append(bench.read(side, workers))
+    median = {side: statistics.median(rates[side]) for side in SIDES}
+    return {
+        "workers": workers,
+        "ratio": median["lens"] / median["webdataset"],
+        "ratio_of_fastest": max(rates["lens"]) / max(rates["webdataset"]),
+        "images_per_s": median,
+        "decode_alone": bench.decode_alone(),
+        "rounds": rates,
+    }
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[512], help="sides of the stored images")
+    parser.add_argument("--side", type=int, default=256, help="that they are fitted to")
+    parser.add_argument("--count", type=int, default=2000, help="images")
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--workers", type=int, nargs="+", default=[0, 2])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=None, help="JSON file to write")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    result: dict[str, Any] = {
+        "benchmark": "data_path",
+        "date": date.today().isoformat(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "load": round(os.getloadavg()[0], 1),
+        "webdataset": wds.__version__,
+        "runs": [],
+    }
+    for stored in options.sizes:
+        with tempfile.TemporaryDirectory() as folder:
+            bench = Bench(Path(folder), stored=stored, side=options.side, count=options.count, batch=options.batch)
+            for workers in options.workers:
+                row = {"stored": stored, "side": options.side} | measure(bench, workers, options.rounds)
+                result["runs"].append(row)
+                rates = row["images_per_s"]
+                print(
+                    f"{stored} px fitted to {options.side}, {workers} workers: {rates['lens']:.0f} images/s, "
+                    f"WebDataset {rates['webdataset']:.0f}: {row['ratio']:.2f}x ({row['ratio_of_fastest']:.2f}x by the "
+                    f"fastest rounds); decoding alone, in one process: {row['decode_alone']:.0f}",
+                    flush=True,
+                )
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
