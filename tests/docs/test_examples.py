@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import yaml
+from torch.distributed.run import get_args_parser as torchrun_arguments
 
 from docs.markdown import ROOT, blocks
 
@@ -43,6 +44,8 @@ def test_command_exists(words):
             assert (ROOT / requirement.split("[")[0] / "pyproject.toml").exists()
     elif program == "pytest":
         assert (ROOT / arguments[0]).exists()
+    elif program == "torchrun":
+        assert torchrun_arguments().parse_args(arguments).training_script == "lens_train"
     else:
         assert program in {"export"}
 

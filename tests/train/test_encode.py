@@ -191,7 +191,7 @@ def test_one_is_known_by_its_weights_not_by_its_place(autoencoder, tmp_path):
 KILLED = """\
 run: run
 stages:
-  - {name: images, type: ingest, source: {type: scenes, count: 600}}
+  - {name: images, type: ingest, source: {type: scenes, count: 300}}
   - {name: latents, type: encode, source: images, batch_size: 4, dtype: float32, shard_mb: 0.2}
 """
 
@@ -211,8 +211,13 @@ def finish(folder):
     return load_artifact(str(folder / "run" / "latents"))
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    return finish(tmp_path_factory.mktemp("undisturbed"))
+
+
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "stopped"])
-def test_interrupted_it_goes_on_after_the_last_full_shard(tmp_path, how):
+def test_interrupted_it_goes_on_after_the_last_full_shard(undisturbed, tmp_path, how):
     process = start(tmp_path)
     shards = tmp_path / "run" / ".state" / "latents" / "latents"
     deadline = time.monotonic() + 120
@@ -227,9 +232,7 @@ def test_interrupted_it_goes_on_after_the_last_full_shard(tmp_path, how):
     for name, written in kept.items():
         file = tmp_path / "run" / "latents" / name
         assert file.stat().st_mtime_ns == written, "it was encoded again"
-    undisturbed = tmp_path / "undisturbed"
-    undisturbed.mkdir()
-    assert latents.files == finish(undisturbed).files  # names, sizes and sha256
+    assert latents.files == undisturbed.files  # names, sizes and sha256
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ def held():
     gc.collect()
     tensors = sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
     pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return tensors, len(os.listdir("/proc/self/fd")), pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+    return tensors, len(list(Path("/proc/self/fd").iterdir())), pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 def main(folder):

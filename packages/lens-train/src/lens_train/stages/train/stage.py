@@ -120,7 +120,7 @@ def build_trainer(config: TrainStageConfig, context: StageContext) -> tuple[Trai
     world = world_of(pick_device(config.device))
     announce(world, context)
     packs_of(0, world.rank, world.size, config.batch.packs_per_step)  # said before anything is loaded
-    inputs = _by_type(context)
+    inputs = _by_type(config, context)
     captions = inputs["captions"]
     by_key = captions_by_key(captions, config.layers)
     start = config.start and urls.resolve(config.start, context.base)
@@ -233,11 +233,11 @@ def _kept_folder(context: StageContext, world: World) -> Path:
     return folder
 
 
-def _by_type(context: StageContext) -> dict[str, Artifact]:
+def _by_type(config: TrainStageConfig, context: StageContext) -> dict[str, Artifact]:
     """The inputs by what they are.
 
     Raises:
-        ConfigError: there are no captions, or two of a kind.
+        ConfigError: there are no captions, two of a kind, or a size for what has one already.
     """
     inputs: dict[str, Artifact] = {}
     for artifact in context.inputs:
@@ -248,4 +248,6 @@ def _by_type(context: StageContext) -> dict[str, Artifact]:
         inputs[artifact.type] = artifact
     if "captions" not in inputs:
         raise ConfigError("it needs a stage whose captions are trained on", key="source")
+    if "latents" in inputs and config.image_size is not None:
+        raise ConfigError("latents have the sizes that they were made at: say it to `encode`", key="image_size")
     return inputs
