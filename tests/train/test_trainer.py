@@ -284,6 +284,12 @@ def test_lines_are_written_as_often_as_asked_and_at_the_end(new_trainer, progres
     assert [line["step"] for line in metrics(trainer)] == [1, 4, 8, 10]
 
 
+def test_the_last_step_of_a_budget_of_flops_is_written_too(new_trainer, progress):
+    trainer = new_trainer(log_every=1000, budget=Budget(flops=3e9))
+    trainer.run(progress)
+    assert [line["step"] for line in metrics(trainer)] == [1, trainer.counters.step]
+
+
 def test_tensorboard_shows_what_the_metrics_say(new_trainer, progress):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -193,8 +193,9 @@ class Trainer:
                 next_flops = self._planned_flops()
                 c.seconds += took
                 progress.update(self._share() * total / scale, **self._shown(record))
-                seen = self._look(last=not self._allowed(next_flops))
-                if seen or self._is_logged(c.step):
+                last = not self._allowed(next_flops)
+                seen = self._look(last=last)
+                if seen or last or self._is_logged(c.step):
                     self._log(record | speed.take() | seen, writers)
                 if stop or unsaved > self.save_every_s:
                     # The state comes last: what it counts as done is then on disk.
