@@ -169,7 +169,7 @@ def test_ranks_that_cannot_share_the_packs(tmp_path):
         "lens: packs_per_step: 2 ranks cannot share 3 packs per step evenly; "
         "set packs_per_step to a multiple of 2, such as 4"
     }
-    assert "Traceback (most recent call last)" not in said.split("torch.distributed")[0]
+    assert "lens_train/stages" not in said  # torchrun ends with a traceback of its own; ours shows none
 
 
 def test_the_model_of_two_ranks_draws(runs, tmp_path):
