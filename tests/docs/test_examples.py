@@ -47,7 +47,7 @@ def test_command_exists(words):
     elif program == "torchrun":
         assert torchrun_arguments().parse_args(arguments).training_script == "lens_train"
     else:
-        assert program in {"export"}
+        assert program in {"export", "kill", "tensorboard"}
 
 
 def parse_lens(arguments):
