@@ -101,6 +101,8 @@ class Fleet:
     def holders(self):
         """The workers that hold or held parts of the captions."""
         work = urls.join(self.run_url, ".work-words")
+        if not urls.exists(work):  # done, or not begun
+            return {}
         names = [name for name in urls.walk(work) if "/claims/" in name and ".tmp" not in name]
         return Counter(urls.read_text(urls.join(work, name)) for name in names)
 
