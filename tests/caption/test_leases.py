@@ -188,9 +188,7 @@ def test_a_machine_that_is_killed_and_started_again_buys_what_was_in_flight_at_m
 def test_one_that_slept_too_long_does_no_harm(bucket, tmp_path):
     fleet = Fleet(tmp_path, bucket, 400)  # enough that neither is done before the other begins
     with FakeServer(delay_s=0.15) as server:
-        machines = {"a": fleet.start("a", server, budget={"usd": "5"})}
-        assert wait_for(lambda: len(server.ledger) >= 8, machines["a"])
-        machines["b"] = fleet.start("b", server, budget={"usd": "5"})
+        machines = {name: fleet.start(name, server, budget={"usd": "5"}) for name in "ab"}
         assert wait_for(lambda: len(server.ledger) >= 40 and len(fleet.holders()) == 2, machines["a"])
         machines["b"].send_signal(signal.SIGSTOP)
         time.sleep(2 * LEASE_S)

@@ -8,10 +8,13 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
+
+from lens_core.errors import RunFolderError
 
 FAKES = Path(__file__).resolve().parents[1] / "fakes"
 PIPELINE = """\
@@ -172,6 +175,35 @@ def test_a_foreign_folder_is_refused(lens, pipeline, tmp_path):
     assert done.returncode == 2
     assert "photos is not empty and no run folder of Lens" in done.stderr
     assert (tmp_path / "photos" / "cat.jpg").exists()
+
+
+def test_a_folder_in_which_a_peer_begins_just_now_is_not_foreign(pipeline, tmp_path, with_fakes):
+    from lens_core.config.pipeline import load_pipeline
+    from lens_core.pipeline.runner import _describe_run, _refuse_foreign
+
+    loaded = load_pipeline(pipeline(), with_fakes("good"))
+    runs = [str(tmp_path / f"run-{number}") for number in range(400)]
+    for run in runs:
+        Path(run).mkdir()
+    together = threading.Barrier(2)
+
+    def peer():
+        for run in runs:
+            together.wait()
+            _describe_run(loaded, run, None)
+
+    beginning = threading.Thread(target=peer)
+    beginning.start()
+    refused = []
+    for run in runs:
+        together.wait()
+        try:
+            while not Path(run, "resolved.yaml").exists():
+                _refuse_foreign(loaded, run)
+        except RunFolderError as error:
+            refused.append(str(error))
+    beginning.join()
+    assert refused == []
 
 
 def test_unwritable_run_folder(lens, pipeline, tmp_path):

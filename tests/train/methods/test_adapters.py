@@ -23,7 +23,6 @@ from lens_train.methods.adapters import (
     LORA_FILE,
     adapter_parameters,
     add_adapters,
-    carries_adapters,
     finish_adapters,
 )
 from lens_train.methods.config import FullMethod, LoraMethod, MethodConfig
@@ -51,8 +50,8 @@ def velocity(model, dtype=torch.float64):
 def test_fresh_adapters_change_nothing(kind):
     model, _ = adapted(kind, disturbed=False)
     torch.testing.assert_close(velocity(model), velocity(random_lens()), rtol=1e-12, atol=1e-12)
-    assert carries_adapters(model)
-    assert not carries_adapters(random_lens())
+    assert adapter_parameters(model)
+    assert not adapter_parameters(random_lens())
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -312,10 +312,11 @@ def _open_run_folder(run_url: str) -> None:
 def _refuse_foreign(pipeline: Pipeline, run_url: str) -> None:
     """Refuse a folder that another pipeline made, or that is no run folder at all."""
     url = urls.join(run_url, RUN_FILE)
+    # Listed first, then asked for: a peer that begins just now writes `run.json`, under another name and then its own,
+    # before anything else, so what it has written by the listing has `run.json` beside it by the question.
+    ours = {LOCK, PEERS, STATE}
+    strangers = [name for name in urls.ls(run_url) if name not in ours and not name.endswith(".tmp")]
     if not urls.exists(url):
-        # A peer may be writing `run.json` just now, under another name.
-        ours = {LOCK, PEERS, STATE}
-        strangers = [name for name in urls.ls(run_url) if name not in ours and not name.endswith(".tmp")]
         if strangers:
             raise RunFolderError(
                 f"{run_url} is not empty and no run folder of Lens (it holds {strangers[0]!r}); choose another 'run:'"

@@ -128,11 +128,6 @@ class CheckpointStore:
             )
         return self.folder / name
 
-    def latest_meta(self) -> dict[str, Any] | None:
-        """What was saved beside the tensors, without reading them; None if there is no checkpoint."""
-        folder = self.latest()
-        return Description(folder).meta if folder else None
-
     def load_latest(self, state: TrainingState) -> dict[str, Any] | None:
         """Read the newest checkpoint into the state, whatever the number of ranks that wrote it.
 

@@ -33,7 +33,6 @@ __all__ = [
     "LORA_FILE",
     "adapter_parameters",
     "add_adapters",
-    "carries_adapters",
     "finish_adapters",
     "freeze",
 ]
@@ -84,11 +83,6 @@ def add_adapters(module: nn.Module, method: LoraMethod, *, seed: int) -> list[st
 def adapter_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters of all adapters, by name; they, and only they, are trained."""
     return {name: parameter for name, parameter in module.named_parameters() if _ADAPTER.search(name)}
-
-
-def carries_adapters(module: nn.Module) -> bool:
-    """Whether there are adapters on it."""
-    return bool(adapter_parameters(module))
 
 
 def freeze(text_encoder: Any) -> None:

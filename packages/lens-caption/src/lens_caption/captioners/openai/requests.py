@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from lens_caption.captioners.openai.config import OpenAIConfig
     from lens_caption.engine.settings import LaneName
 
-__all__ = ["RequestPlan", "build_request", "instruction_of", "profile_of", "prompt_hash", "recipe_of"]
+__all__ = ["RequestPlan", "build_request", "instruction_of", "profile_of", "recipe_of"]
 
 _A_SERVER_OF_ONES_OWN = "http://localhost/v1"
 
@@ -39,11 +39,6 @@ def instruction_of(config: OpenAIConfig) -> str:
     recipe = recipe_of(config)
     schema = json.dumps(recipe.answer_format()) if recipe.schema else ""
     return "\n".join(part for part in (recipe.system, recipe.instruction, schema) if part)
-
-
-def prompt_hash(config: OpenAIConfig) -> str:
-    """First 16 hex digits of the sha256 of what is asked."""
-    return recipe_of(config).hash
 
 
 def build_request(config: OpenAIConfig, data: bytes, lane: LaneName = "sync") -> dict[str, Any]:
