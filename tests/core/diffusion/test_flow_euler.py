@@ -9,6 +9,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from lens_core.diffusion.samplers import follow
 from lens_core.diffusion.samplers.flow_euler.config import FlowEulerConfig
 from lens_core.diffusion.samplers.flow_euler.sampler import FlowEuler
 from lens_core.diffusion.samplers.time_grid import continuous_mu, released_mu, shifted_times
@@ -189,7 +190,7 @@ def test_velocity_is_asked_at_the_beginning_of_each_step():
         asked.append((float(x), float(t)))
         return t
 
-    end = sampler.sample(velocity, torch.tensor(0.0), sampler.times(1))
+    end = follow(sampler, velocity, torch.tensor(0.0), sampler.times(1))
     assert asked == [(0, 1), (-0.25, 0.75), (-0.4375, 0.5), (-0.5625, 0.25)]
     assert float(end) == -0.625
 
@@ -211,6 +212,6 @@ def test_each_token_may_have_its_own_grid():
     def velocity(x, t):
         return x * t - 0.3
 
-    together = sampler.sample(velocity, x_NC, times_SN1)
-    alone = [sampler.sample(velocity, x_NC[i], grid) for i, grid in enumerate(grids)]
+    together = follow(sampler, velocity, x_NC, times_SN1)
+    alone = [follow(sampler, velocity, x_NC[i], grid) for i, grid in enumerate(grids)]
     torch.testing.assert_close(together, torch.stack(alone))

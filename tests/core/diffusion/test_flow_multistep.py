@@ -9,6 +9,7 @@ import pytest
 import torch
 from scipy.integrate import solve_ivp
 
+from lens_core.diffusion.samplers import follow
 from lens_core.diffusion.samplers.flow_euler.config import FlowEulerConfig
 from lens_core.diffusion.samplers.flow_euler.sampler import FlowEuler
 from lens_core.diffusion.samplers.flow_multistep.config import FlowMultistepConfig
@@ -56,7 +57,7 @@ def exact(field):
 
 def error(sampler, field=None):
     field = field or Mixture()
-    return float((sampler.sample(field, noises(), sampler.times(1024)) - exact(field)).abs().max())
+    return float((follow(sampler, field, noises(), sampler.times(1024)) - exact(field)).abs().max())
 
 
 def test_solves_its_own_assumption_exactly():
@@ -99,9 +100,9 @@ def test_is_nearer_than_euler_at_the_same_price(steps, shift):
 
 def test_one_call_a_step_and_no_memory_between_samples():
     sampler, field = multistep(steps=7), Mixture()
-    first = sampler.sample(field, noises(), sampler.times(1))
+    first = follow(sampler, field, noises(), sampler.times(1))
     assert field.calls == 7
-    assert torch.equal(sampler.sample(field, noises(), sampler.times(1)), first)
+    assert torch.equal(follow(sampler, field, noises(), sampler.times(1)), first)
 
 
 def test_first_and_last_steps_are_eulers():
@@ -122,15 +123,15 @@ def test_steps_by_hand_are_sample():
     for t, t_next in itertools.pairwise(grid):
         v = field(x, t)
         x, before = sampler.step(x, v, t, t_next, before), (sampler.clean(x, v, t), t)
-    assert torch.equal(x, sampler.sample(field, noises(), grid))
+    assert torch.equal(x, follow(sampler, field, noises(), grid))
 
 
 def test_each_token_may_have_its_own_grid():
     sampler = multistep(steps=6, shift="continuous")
     grids = [sampler.times(n) for n in (64, 256, 1024, 2304, 4096, 4300, 4301, 8100, 16384)]
     x_N1 = noises()
-    together = sampler.sample(Mixture(), x_N1, torch.stack(grids, dim=1)[..., None])
-    alone = [sampler.sample(Mixture(), x_N1[i : i + 1], grid) for i, grid in enumerate(grids)]
+    together = follow(sampler, Mixture(), x_N1, torch.stack(grids, dim=1)[..., None])
+    alone = [follow(sampler, Mixture(), x_N1[i : i + 1], grid) for i, grid in enumerate(grids)]
     torch.testing.assert_close(together, torch.cat(alone))
 
 
@@ -139,9 +140,9 @@ def test_tokens_that_stand_still_do_not_disturb():
     sampler = multistep()
     grid = torch.tensor([1.0, 0.6, 0.6, 0.3, 0.0, 0.0], dtype=torch.float64)
     plain = torch.tensor([1.0, 0.6, 0.3, 0.0], dtype=torch.float64)
-    out = sampler.sample(Mixture(), noises(), grid)
+    out = follow(sampler, Mixture(), noises(), grid)
     assert torch.isfinite(out).all()
-    torch.testing.assert_close(out, sampler.sample(Mixture(), noises(), plain), rtol=0, atol=0.2)
+    torch.testing.assert_close(out, follow(sampler, Mixture(), noises(), plain), rtol=0, atol=0.2)
 
 
 def test_float32_is_near_float64_at_a_thousand_steps():
@@ -149,13 +150,13 @@ def test_float32_is_near_float64_at_a_thousand_steps():
     for shift in ("none", "released", 6.0):
         sampler = multistep(steps=1000, shift=shift)
         grid = sampler.times(1024)
-        single = sampler.sample(lambda x, t: Mixture()(x.double(), t).float(), noises().float(), grid)
-        torch.testing.assert_close(single.double(), sampler.sample(Mixture(), noises(), grid), rtol=0, atol=2e-4)
+        single = follow(sampler, lambda x, t: Mixture()(x.double(), t).float(), noises().float(), grid)
+        torch.testing.assert_close(single.double(), follow(sampler, Mixture(), noises(), grid), rtol=0, atol=2e-4)
 
 
 def test_state_keeps_its_dtype_under_a_coarse_network():
     sampler = multistep(steps=5)
     for grid in (sampler.times(1), sampler.times(1)[:, None, None].expand(-1, 9, 1)):
-        out = sampler.sample(lambda x, t: Mixture()(x.double(), t).bfloat16(), noises().float(), grid)
+        out = follow(sampler, lambda x, t: Mixture()(x.double(), t).bfloat16(), noises().float(), grid)
         assert out.dtype == torch.float32
-        assert float((out - sampler.sample(Mixture(), noises(), grid)).abs().max()) < 0.05
+        assert float((out - follow(sampler, Mixture(), noises(), grid)).abs().max()) < 0.05

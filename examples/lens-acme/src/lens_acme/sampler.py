@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from torch import Tensor
 
     from lens_acme.configs import CosineConfig
+    from lens_core.contracts.diffusion import Walk
 
 
 class Cosine:
@@ -32,7 +31,8 @@ class Cosine:
     def step(self, x: Tensor, velocity: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
         return x + (t_next - t) * velocity
 
-    def sample(self, velocity: Callable[[Tensor, Tensor], Tensor], x: Tensor, times: Tensor) -> Tensor:
+    def walk(self, x: Tensor, times: Tensor) -> Walk:
         for t, t_next in itertools.pairwise(times):
-            x = self.step(x, velocity(x, t), t, t_next)
+            velocity = yield x, t  # ask for the velocity here; whoever follows sends it
+            x = self.step(x, velocity, t, t_next)
         return x

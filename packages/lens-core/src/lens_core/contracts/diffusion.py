@@ -6,10 +6,11 @@ torch itself is imported by the implementations only.
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     import torch
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from lens_core.config.base import ComponentConfig
     from lens_core.diffusion.ragged import RaggedBatch
 
-__all__ = ["Autoencoder", "Denoiser", "Sampler", "TextEncoder"]
+__all__ = ["Autoencoder", "Denoiser", "Sampler", "TextEncoder", "Walk"]
 
 
 class Denoiser(Protocol):
@@ -121,6 +122,10 @@ class TextEncoder(Protocol):
         ...
 
 
+Walk = Generator["tuple[Tensor, Tensor]", "Tensor", "Tensor"]
+"""A sampler's way: yields (x, t), is sent the velocity there, returns the image."""
+
+
 class Sampler(Protocol):
     """A time grid and a way along it; built as `target(config)`. Knows neither pixels nor prompts."""
 
@@ -132,6 +137,9 @@ class Sampler(Protocol):
         """One step from time `t` to `t_next`."""
         ...
 
-    def sample(self, velocity: Callable[[Tensor, Tensor], Tensor], x: Tensor, times: Tensor) -> Tensor:
-        """Follow `velocity(x, t)` along `times`."""
+    def walk(self, x: Tensor, times: Tensor) -> Walk:
+        """The way from `x` along `times`: yields each (x, t) whose velocity it wants, and returns where it ends.
+
+        Whoever follows it may take other walks' steps in between, so all that it remembers is its own.
+        """
         ...

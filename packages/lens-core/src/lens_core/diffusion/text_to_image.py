@@ -12,13 +12,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from lens_core.diffusion.counter_noise import noise
-from lens_core.diffusion.guidance import guide
-from lens_core.diffusion.prediction import to_velocity
-from lens_core.diffusion.ragged import RaggedBatch, offsets_of
+from lens_core.diffusion.drawing import Drawing, Pack
+from lens_core.diffusion.ragged import offsets_of
 from lens_core.diffusion.requests import Request, check_requests
 from lens_core.errors import ConfigError, LensError
 
@@ -28,7 +25,6 @@ if TYPE_CHECKING:
     import numpy as np
 
     from lens_core.config.base import ComponentConfig
-    from lens_core.contracts.diffusion import Sampler
     from lens_core.diffusion.loaded_model import LoadedModel
 
 __all__ = ["Request", "decode", "denoise", "draw", "encode", "generate"]
@@ -182,32 +178,21 @@ def denoise(
         max_batch_tokens: how much runs at once.
     """
     built = model.registry.build("samplers", sampler or model.sampler)
-    grids = [request.grid(model.autoencoder.stride) for request in requests]
-    times = [_times(request, built.times(h * w)) for request, (h, w) in zip(requests, grids, strict=True)]
-    clean = _encode_starts(model, requests)
-    batches: list[list[int]] = []
-    # A batch takes its steps together, so its requests have as many; a start may skip some.
-    for steps in dict.fromkeys(map(len, times)):
-        members = [i for i, own in enumerate(times) if len(own) == steps]
-        sizes = [grids[i][0] * grids[i][1] + _length(requests[i].text) for i in members]
-        batches += [[members[number] for number in numbers] for numbers in _batches(sizes, max_batch_tokens)]
-    results: dict[int, Tensor] = {}
+    scale = _scale(model, guidance)
+    drawings = [
+        Drawing(model, request, sampler=built, guidance=scale, clean_NC=clean, reference_rounding=reference_rounding)
+        for request, clean in zip(requests, _encode_starts(model, requests), strict=True)
+    ]
+    sizes = [one.grid[0] * one.grid[1] + _length(one.request.text) for one in drawings]
+    finished = 0
     with model.stage("transformer"):
-        for which in batches:
-            tokens = _denoise_batch(
-                model,
-                [requests[i] for i in which],
-                [clean[i] for i in which],
-                torch.stack([times[i] for i in which]),
-                built,
-                _scale(model, guidance),
-                on_step=on_step,
-                reference_rounding=reference_rounding,
-            )
-            results |= dict(zip(which, tokens, strict=True))
+        for numbers in _batches(sizes, max_batch_tokens):
+            batch = [drawings[number] for number in numbers]
+            _finish(model, batch, on_step)
+            finished += len(batch)
             if on_batch:
-                on_batch(len(results))
-    return [results[i] for i in range(len(requests))]
+                on_batch(finished)
+    return [one.tokens_NC for one in drawings]
 
 
 @torch.inference_mode()
@@ -235,90 +220,21 @@ def decode(
     return [_kept(request, pixels[i]) for i, request in enumerate(requests)]
 
 
-def _denoise_batch(
-    model: LoadedModel,
-    requests: list[Request],
-    clean: list[Tensor | None],
-    times_GS: Tensor,
-    sampler: Sampler,
-    scale: float,
-    *,
-    on_step: Callable[[int, float, list[Tensor]], None] | None,
-    reference_rounding: bool,
-) -> list[Tensor]:
-    device, dtype, channels = model.device, model.dtype, model.autoencoder.channels
-    grids = [request.grid(model.autoencoder.stride) for request in requests]
-    lengths = [h * w for h, w in grids]
-    branches = 1 if scale == 1.0 else 2
-    texts = [r.text or [] for r in requests] + [r.negative_text or [] for r in requests if branches == 2]
-    rows_N = torch.repeat_interleave(torch.tensor(lengths)).to(device)
-    times_SN1 = times_GS.T.to(device)[:, rows_N, None]
-    noise_NC = torch.cat(
-        [
-            noise(r.seed, r.index, (n, channels)) if r.noise_NC is None else r.noise_NC.float().cpu()
-            for r, n in zip(requests, lengths, strict=True)
-        ]
-    ).to(device)
-    x_NC, hold = noise_NC, None
-    if any(start is not None for start in clean):
-        rows = [torch.zeros(n, channels) if one is None else one for one, n in zip(clean, lengths, strict=True)]
-        clean_NC = torch.cat([one.to(device) for one in rows])
-        x_NC = torch.lerp(clean_NC, noise_NC, times_SN1[0])
-        if any(request.start and request.start.mask_HW is not None for request in requests):
-            hold = _Hold(requests, grids, noise_NC - clean_NC)
-
-    seen_GS = times_GS[:, :-1]
-    if reference_rounding:
-        seen_GS = ((1000 * seen_GS).to(dtype) / 1000).float()
-    times_U, which_GS = seen_GS.unique(return_inverse=True)
-    table = model.modulation(times_U)
-    # On the device before the first step: a copy within the loop would wait for the step before.
-    seen_SG = seen_GS.T.repeat(1, branches).to(device)
-    which_SG = which_GS.T.repeat(1, branches).to(device)
-    first = RaggedBatch(
-        image=x_NC.to(dtype).repeat(branches, 1),
-        text=[torch.cat([one.to(device, dtype) for one in layer]) for layer in zip(*texts, strict=True)],
-        image_offsets=offsets_of(lengths * branches),
-        text_offsets=offsets_of([_length(one) for one in texts]),
-        grids=torch.tensor(grids * branches),
-        timestep=seen_SG[0],
-    )
-    step = 0
-
-    def velocity(x_NC: Tensor, t_N1: Tensor) -> Tensor:
-        nonlocal step
-        if step and on_step:
-            on_step(step - 1, float(times_GS[0, step]), list(x_NC.split(lengths)))
-        moment = first.at(x_NC.to(dtype).repeat(branches, 1), seen_SG[step])
-        ahead = {"modulation": table.take(which_SG[step])} if table else {}
-        output = model.transformer.forward_ragged(moment, **ahead).float()
+def _finish(
+    model: LoadedModel, batch: list[Drawing], on_step: Callable[[int, float, list[Tensor]], None] | None
+) -> None:
+    """Take all steps of some drawings; one that starts with a picture may have fewer than its neighbours."""
+    step, pack = 0, Pack(model, batch)
+    while pack.drawings:
+        pack.step()
+        if on_step:
+            on_step(step, float(batch[0].time), [one.tokens_NC for one in batch])
         step += 1
-        parts = [to_velocity(model.prediction, part, x_NC, t_N1) for part in output.chunk(branches)]
-        out = parts[0] if branches == 1 else guide(parts[0], parts[1], scale, rescale=model.guidance_rescale)
-        return hold(out) if hold else out
-
-    x_NC = sampler.sample(velocity, x_NC, times_SN1)
-    if on_step:
-        on_step(step - 1, 0.0, list(x_NC.split(lengths)))
-    return list(x_NC.split(lengths))
-
-
-class _Hold:
-    """Keeps what a mask protects: it goes straight from its noise to its image, whatever the sampler's steps."""
-
-    def __init__(self, requests: list[Request], grids: list[tuple[int, int]], straight_NC: Tensor):
-        free = []
-        for request, (h, w) in zip(requests, grids, strict=True):
-            mask_HW = request.start.mask_HW if request.start else None
-            if mask_HW is None:
-                free.append(torch.ones(h * w, dtype=torch.bool))
-            else:  # a token may change if any of its pixels may
-                free.append(F.adaptive_max_pool2d(mask_HW[None].float(), (h, w)).flatten() > 0)
-        self.free_N1 = torch.cat(free)[:, None].to(straight_NC.device)
-        self.straight_NC = straight_NC
-
-    def __call__(self, velocity_NC: Tensor) -> Tensor:
-        return torch.where(self.free_N1, velocity_NC, self.straight_NC)
+        if any(one.done for one in pack.drawings):
+            ahead = [one for one in pack.drawings if not one.done]
+            if not ahead:
+                return
+            pack = Pack(model, ahead)
 
 
 def _encode_starts(model: LoadedModel, requests: Sequence[Request]) -> list[Tensor | None]:
@@ -343,14 +259,6 @@ def _kept(request: Request, pixels_CHW: Tensor) -> Tensor:
 
 def _counting_on(on_batch: Callable[[int], None] | None, first: int) -> Callable[[int], None] | None:
     return on_batch and (lambda done: on_batch(first + done))
-
-
-def _times(request: Request, times_S: Tensor) -> Tensor:
-    """The part of a time grid that a request's start leaves."""
-    if request.start is None:
-        return times_S
-    steps = len(times_S) - 1
-    return times_S[steps - max(1, round(steps * request.start.strength)) :]
 
 
 def _scale(model: LoadedModel, guidance: float | None) -> float:

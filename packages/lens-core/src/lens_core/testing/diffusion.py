@@ -235,7 +235,7 @@ class TextEncoderContract(ComponentContract):
 
 
 class SamplerContract(ComponentContract):
-    """A time grid and a step. `order` is the method's order of accuracy; `calls_per_step` its price."""
+    """A time grid and a way along it. `order` is the method's order of accuracy; `calls_per_step` its price."""
 
     kind = "samplers"
     order = 1
@@ -253,6 +253,8 @@ class SamplerContract(ComponentContract):
 
         import torch
 
+        from lens_core.diffusion.samplers import follow
+
         calls = 0
 
         def velocity(x: Any, t: Any) -> Any:
@@ -262,7 +264,7 @@ class SamplerContract(ComponentContract):
 
         sampler = self.build(registry, steps)
         x = torch.ones(4, 3, dtype=torch.float64)
-        out = sampler.sample(velocity, x, sampler.times(256))
+        out = follow(sampler, velocity, x, sampler.times(256))
         return float((out - math.exp(-1)).abs().max()), calls
 
     def test_time_grid(self, lens_registry: Registry) -> None:
@@ -287,7 +289,31 @@ class SamplerContract(ComponentContract):
         """Under a constant velocity the end point is exact, whatever the grid."""
         import torch
 
+        from lens_core.diffusion.samplers import follow
+
         sampler = self.build(lens_registry, 7)
         x, velocity = torch.randn(5, 2, dtype=torch.float64), torch.randn(5, 2, dtype=torch.float64)
-        out = sampler.sample(lambda x, t: velocity, x, sampler.times(64))
+        out = follow(sampler, lambda x, t: velocity, x, sampler.times(64))
         torch.testing.assert_close(out, x - velocity, rtol=1e-6, atol=1e-6)
+
+    def test_two_ways_at_once(self, lens_registry: Registry) -> None:
+        """Steps of two pictures may be taken in turn: what a way remembers is its own."""
+        import torch
+
+        from lens_core.diffusion.samplers import follow
+
+        sampler = self.build(lens_registry, 6)
+        times = sampler.times(64)
+        starts = [torch.randn(5, 2, generator=torch.Generator().manual_seed(i)) for i in range(2)]
+        walks = [sampler.walk(x, times) for x in starts]
+        asked = [next(walk) for walk in walks]
+        ends: list[Any] = [None, None]
+        while any(end is None for end in ends):
+            for i, walk in enumerate(walks):
+                x, t = asked[i]
+                try:
+                    asked[i] = walk.send(x * t - 0.3)
+                except StopIteration as stop:
+                    ends[i] = stop.value
+        for x, end in zip(starts, ends, strict=True):
+            assert torch.equal(end, follow(sampler, lambda x, t: x * t - 0.3, x, times))

@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING
 from lens_core.diffusion.samplers.time_grid import time_grid
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from torch import Tensor
 
+    from lens_core.contracts.diffusion import Walk
     from lens_core.diffusion.samplers.flow_euler.config import FlowEulerConfig
 
 __all__ = ["FlowEuler"]
@@ -35,11 +34,9 @@ class FlowEuler:
         """From `t` to `t_next`, in the dtype of `x`; times broadcast against `x`: each token may have its own."""
         return x + (t_next - t) * velocity.to(x.dtype)
 
-    def sample(self, velocity: Callable[[Tensor, Tensor], Tensor], x: Tensor, times: Tensor) -> Tensor:
-        """Follow `velocity(x, t)` along a grid [S+1], or along one for each token, [S+1, N, 1] for `x` [N, C].
-
-        `velocity` receives the rows of `times`.
-        """
+    def walk(self, x: Tensor, times: Tensor) -> Walk:
+        """The way along a grid [S+1], or along one for each token, [S+1, N, 1] for `x` [N, C]."""
         for t, t_next in itertools.pairwise(times):
-            x = self.step(x, velocity(x, t), t, t_next)
+            velocity = yield x, t
+            x = self.step(x, velocity, t, t_next)
         return x

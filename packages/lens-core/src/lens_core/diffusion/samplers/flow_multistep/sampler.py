@@ -23,8 +23,7 @@ from torch import Tensor
 from lens_core.diffusion.samplers.time_grid import time_grid
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
+    from lens_core.contracts.diffusion import Walk
     from lens_core.diffusion.samplers.flow_multistep.config import FlowMultistepConfig
 
 __all__ = ["FlowMultistep"]
@@ -66,14 +65,11 @@ class FlowMultistep:
         """The image that the velocity promises, x - t·velocity."""
         return x - t * velocity.to(x.dtype)
 
-    def sample(self, velocity: Callable[[Tensor, Tensor], Tensor], x: Tensor, times: Tensor) -> Tensor:
-        """Follow `velocity(x, t)` along a grid [S+1], or along one for each token, [S+1, N, 1] for `x` [N, C].
-
-        `velocity` receives the rows of `times`.
-        """
+    def walk(self, x: Tensor, times: Tensor) -> Walk:
+        """The way along a grid [S+1], or along one for each token, [S+1, N, 1] for `x` [N, C]."""
         before = None
         for t, t_next in itertools.pairwise(times):
-            v = velocity(x, t)
+            v = yield x, t
             remember = (self.clean(x, v, t), t)
             x = self.step(x, v, t, t_next, before)
             before = remember

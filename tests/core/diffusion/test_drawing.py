@@ -1,0 +1,76 @@
+"""Drawings join and leave packs between any two steps, and come out as if they had been alone."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from core.diffusion.packs import random_model
+from lens_core.diffusion import Request
+from lens_core.diffusion.drawing import Drawing, Pack
+from lens_core.diffusion.text_to_image import denoise, encode
+
+REQUESTS = [
+    Request(prompt="a red circle", height=16, width=16, seed=7),
+    Request(prompt="", height=8, width=24, seed=7, index=1, negative="grey"),
+    Request(prompt="two blue squares on green, and a star above them", height=12, width=12, seed=9),
+    Request(prompt="a star", height=4, width=40, seed=8, negative="a red circle, small"),
+]
+WAYS = [(1.0, 3, "flow-euler"), (4.0, 5, "flow-multistep"), (2.5, 7, "flow-euler"), (1.0, 4, "flow-multistep")]
+
+
+@pytest.fixture(scope="module")
+def model(saved_model):
+    return saved_model[0]
+
+
+def begin(model, request, way):
+    guidance, steps, name = way
+    (encoded,) = encode(model, [request], guidance=guidance)
+    sampler = model.registry.build("samplers", model.registry.parse("samplers", {"type": name, "steps": steps}))
+    return Drawing(model, encoded, sampler=sampler, guidance=guidance)
+
+
+@torch.inference_mode()
+def test_mixed_packs_change_nothing(model):
+    """Guidance, steps, samplers and sizes differ, and who shares a step is drawn by lot."""
+    rng = random.Random(3)
+    drawings = [begin(model, request, way) for request, way in zip(REQUESTS, WAYS, strict=True)]
+    while waiting := [one for one in drawings if not one.done]:
+        Pack(model, rng.sample(waiting, rng.randint(1, len(waiting)))).step()
+    for one, request, (guidance, steps, name) in zip(drawings, REQUESTS, WAYS, strict=True):
+        assert one.taken == one.steps == steps
+        sampler = model.registry.parse("samplers", {"type": name, "steps": steps})
+        (alone,) = denoise(model, encode(model, [request], guidance=guidance), sampler=sampler, guidance=guidance)
+        torch.testing.assert_close(one.tokens_NC, alone, rtol=0, atol=2e-5)
+
+
+@torch.inference_mode()
+def test_one_pack_goes_on_until_its_drawings_are_done(model):
+    one, other = begin(model, REQUESTS[0], WAYS[1]), begin(model, REQUESTS[2], WAYS[1])
+    pack = Pack(model, [one, other])
+    for taken in range(1, 6):
+        assert not one.done
+        pack.step()
+        assert (one.taken, other.taken) == (taken, taken)
+    assert one.done
+    assert float(one.time) == 0
+
+
+@torch.inference_mode()
+def test_times_that_are_told_ahead_are_those_that_are_told(model, tmp_path, lens_registry):
+    """The modulation table is looked up by step; with it and without, the picture is the same."""
+    tables = random_model(tmp_path / "m", lens_registry, shift="released")
+    plain = [begin(tables, request, way) for request, way in zip(REQUESTS, WAYS, strict=True)]
+    for one in plain:
+        for step in range(one.steps):
+            torch.testing.assert_close(one.seen, one.seen_S[step], rtol=0, atol=0)
+            Pack(tables, [one]).step()
+    tables.to(modulation_table=True)
+    ahead = [begin(tables, request, way) for request, way in zip(REQUESTS, WAYS, strict=True)]
+    while waiting := [one for one in ahead if not one.done]:
+        Pack(tables, waiting).step()
+    for one, other in zip(plain, ahead, strict=True):
+        torch.testing.assert_close(one.tokens_NC, other.tokens_NC, rtol=0, atol=2e-5)
