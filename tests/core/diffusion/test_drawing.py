@@ -53,10 +53,15 @@ def test_one_pack_goes_on_until_its_drawings_are_done(model):
     pack = Pack(model, [one, other])
     for taken in range(1, 6):
         assert not one.done
+        x_NC, time = one.tokens_NC, one.time
         pack.step()
+        if taken == 1:  # Euler's step, so that the way back to time 0 is along the same line
+            step_NC = (one.tokens_NC - x_NC) / (one.time - time)
+            torch.testing.assert_close(one.promised_NC, x_NC - time * step_NC, rtol=0, atol=1e-4)
         assert (one.taken, other.taken) == (taken, taken)
     assert one.done
     assert float(one.time) == 0
+    torch.testing.assert_close(one.promised_NC, one.tokens_NC, rtol=0, atol=1e-5)
 
 
 @torch.inference_mode()

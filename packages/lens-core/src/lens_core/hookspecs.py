@@ -63,6 +63,11 @@ def lens_rewriters() -> Iterable[specs.RewriterSpec]:  # type: ignore[empty-body
 
 
 @hookspec
+def lens_safety_checkers() -> Iterable[specs.SafetyCheckerSpec]:  # type: ignore[empty-body]
+    """Offer safety checkers: each may refuse a prompt, or a picture that was made of one."""
+
+
+@hookspec
 def lens_evaluators() -> Iterable[specs.EvaluatorSpec]:  # type: ignore[empty-body]
     """Offer evaluators: prompts, and a verdict on each image made from them."""
 

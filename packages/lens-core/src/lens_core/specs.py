@@ -35,6 +35,7 @@ __all__ = [
     "FilterSpec",
     "ModelSpec",
     "RewriterSpec",
+    "SafetyCheckerSpec",
     "SamplerSpec",
     "StageSpec",
     "TextEncoderSpec",
@@ -121,6 +122,10 @@ class RewriterSpec(ComponentSpec):
     """Offers a `lens_core.contracts.Rewriter`: turns a short prompt into one like the training captions."""
 
 
+class SafetyCheckerSpec(ComponentSpec):
+    """Offers a `lens_core.contracts.SafetyChecker`: refuses prompts and pictures, with a reason."""
+
+
 class EvaluatorSpec(ComponentSpec):
     """Offers a `lens_core.contracts.Evaluator`: prompts and a verdict on each image made from them."""
 
@@ -172,6 +177,7 @@ KINDS: dict[str, type[ComponentSpec] | type[CommandSpec]] = {
     "text_encoders": TextEncoderSpec,
     "samplers": SamplerSpec,
     "rewriters": RewriterSpec,
+    "safety_checkers": SafetyCheckerSpec,
     "evaluators": EvaluatorSpec,
     "stages": StageSpec,
     "commands": CommandSpec,

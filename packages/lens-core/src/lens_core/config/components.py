@@ -29,6 +29,7 @@ __all__ = [
     "FilterField",
     "ModelField",
     "RewriterField",
+    "SafetyCheckerField",
     "SamplerField",
     "StageField",
     "TextEncoderField",
@@ -77,5 +78,6 @@ AutoencoderField = Annotated[ComponentConfig, ComponentOf("autoencoders")]
 TextEncoderField = Annotated[ComponentConfig, ComponentOf("text_encoders")]
 SamplerField = Annotated[ComponentConfig, ComponentOf("samplers")]
 RewriterField = Annotated[ComponentConfig, ComponentOf("rewriters")]
+SafetyCheckerField = Annotated[ComponentConfig, ComponentOf("safety_checkers")]
 EvaluatorField = Annotated[ComponentConfig, ComponentOf("evaluators")]
 StageField = Annotated[ComponentConfig, ComponentOf("stages")]

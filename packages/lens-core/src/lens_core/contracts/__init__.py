@@ -7,6 +7,7 @@ from lens_core.contracts.captioners import Captioner, CaptionOutcome, ImageItem,
 from lens_core.contracts.datasets import Candidate, Dataset, Filter, ImageInfo, ImageRecord, Verdict
 from lens_core.contracts.evaluators import EvalTask, Evaluator
 from lens_core.contracts.rewriters import Rewriter
+from lens_core.contracts.safety_checkers import SafetyChecker
 
 __all__ = [
     "Candidate",
@@ -20,6 +21,7 @@ __all__ = [
     "ImageItem",
     "ImageRecord",
     "Rewriter",
+    "SafetyChecker",
     "Status",
     "Verdict",
 ]

@@ -76,6 +76,7 @@ class Drawing:
                 self._hold = (_free(request.start.mask_HW, self.grid).to(model.device), noise_NC - clean_NC)
         self._walk = sampler.walk(x_NC, times_S)
         self.tokens_NC, self.time = next(self._walk)
+        self._last = (self.tokens_NC, torch.zeros_like(x_NC), self.time)
 
     @property
     def guided(self) -> bool:
@@ -87,6 +88,12 @@ class Drawing:
         """The time of the next step as the denoiser is told it, a number."""
         return self._seen(self.time)
 
+    @property
+    def promised_NC(self) -> Tensor:
+        """The picture's tokens as the last step saw them coming: what to show of a picture that is under way."""
+        x_NC, velocity_NC, time = self._last
+        return x_NC - time * velocity_NC
+
     def go(self, model: LoadedModel, cond_NC: Tensor, uncond_NC: Tensor | None) -> None:
         """Take a step, by what the denoiser said of the branches at `tokens_NC` and `time`."""
         cond_NC = to_velocity(model.prediction, cond_NC, self.tokens_NC, self.time)
@@ -97,6 +104,7 @@ class Drawing:
             # What a mask protects goes straight from its noise to its image, whatever the sampler's steps.
             free_N1, straight_NC = self._hold
             cond_NC = torch.where(free_N1, cond_NC, straight_NC)
+        self._last = (self.tokens_NC, cond_NC, self.time)
         self.taken += 1
         try:
             self.tokens_NC, self.time = self._walk.send(cond_NC)

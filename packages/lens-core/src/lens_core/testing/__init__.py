@@ -18,6 +18,7 @@ from lens_core.testing.light import (
     EvaluatorContract,
     FilterContract,
     RewriterContract,
+    SafetyCheckerContract,
 )
 from lens_core.testing.stages import StageContract
 
@@ -30,6 +31,7 @@ __all__ = [
     "FilterContract",
     "ModelContract",
     "RewriterContract",
+    "SafetyCheckerContract",
     "SamplerContract",
     "StageContract",
     "TextEncoderContract",

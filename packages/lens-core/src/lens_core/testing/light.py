@@ -19,7 +19,14 @@ if TYPE_CHECKING:
     from lens_core.config.base import ComponentConfig
     from lens_core.registry import Registry
 
-__all__ = ["CaptionerContract", "DatasetContract", "EvaluatorContract", "FilterContract", "RewriterContract"]
+__all__ = [
+    "CaptionerContract",
+    "DatasetContract",
+    "EvaluatorContract",
+    "FilterContract",
+    "RewriterContract",
+    "SafetyCheckerContract",
+]
 
 _STATUSES = {"ok", "refusal", "content-filter", "truncated", "empty", "schema-invalid", "transport", "bad-image"}
 
@@ -197,6 +204,43 @@ class RewriterContract(ComponentContract):
     def test_same_seed_same_text(self, rewriter: Any) -> None:
         """A seed makes it repeatable."""
         assert rewriter.rewrite(self.prompts, seed=3) == rewriter.rewrite(self.prompts, seed=3)
+
+
+class SafetyCheckerContract(ComponentContract):
+    """Prompts and pictures, to a reason or to None. Say in `refused` what it must not let pass, if it has an example."""
+
+    kind = "safety_checkers"
+    passed: tuple[str, ...] = ("a red circle", "", "Ein roter Kreis, \u00fcber ihm ein Stern", "word " * 500)
+    refused: tuple[str, ...] = ()
+
+    @pytest.fixture
+    def checker(self, lens_registry: Registry, parsed: ComponentConfig) -> Any:
+        """The component under test."""
+        return lens_registry.build(self.kind, parsed)
+
+    def test_prompts(self, checker: Any) -> None:
+        """What is harmless passes, whatever its length; what is not has a reason that can be shown."""
+        assert [checker.check_prompt(prompt) for prompt in self.passed] == [None] * len(self.passed)
+        for prompt in self.refused:
+            assert checker.check_prompt(prompt)
+
+    def test_pictures(self, checker: Any) -> None:
+        """A picture of any shape gets a verdict, and is not changed."""
+        import numpy as np
+
+        for shape in ((64, 64, 3), (16, 80, 3)):
+            image_HW3 = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+            before = image_HW3.copy()
+            assert isinstance(checker.check_image(image_HW3), str | None)
+            assert (image_HW3 == before).all()
+
+    def test_threads(self, checker: Any) -> None:
+        """A server asks from several threads; the verdicts stay the same."""
+        from concurrent.futures import ThreadPoolExecutor
+
+        prompts = [*self.passed, *self.refused] * 4
+        with ThreadPoolExecutor(4) as threads:
+            assert list(threads.map(checker.check_prompt, prompts)) == [checker.check_prompt(x) for x in prompts]
 
 
 class EvaluatorContract(ComponentContract):
