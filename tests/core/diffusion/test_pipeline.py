@@ -344,7 +344,7 @@ def test_loras_come_and_go(saved_model):
         ({"prompt": None, "prompt_embeds": [torch.zeros(1, 3, 16)] * 2}, "are not the 1 layers of width 16"),
         ({"prompt": None, "prompt_embeds": [torch.zeros(1, 3, 8)]}, "are not the 1 layers of width 16"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "-".join(value),
 )
 def test_arguments_that_do_not_fit(drawing, changes, words):
     with pytest.raises(LensError) as caught:

@@ -10,19 +10,20 @@ stages:
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import AfterValidator, Field
 
-from lens_core.config.base import ComponentConfig, Config
-from lens_core.config.components import ComponentOf, StageField
+from lens_core.config.base import Config
+from lens_core.config.checked import checked, require_libraries
+from lens_core.config.components import StageField
 from lens_core.config.overrides import apply_override
 from lens_core.config.stage import StageConfig
 from lens_core.config.yaml import MarkedYaml, parse_yaml
-from lens_core.errors import ConfigError, MissingExtraError
+from lens_core.errors import ConfigError
 from lens_core.registry import Registry
 from lens_core.specs import StageSpec
 from lens_core.storage import urls
@@ -78,16 +79,9 @@ def load_pipeline(file: str, registry: Registry, overrides: Sequence[str] = ()) 
         raise ConfigError("a pipeline is a mapping with 'run' and 'stages'", file=file, line=1)
     for override in overrides:
         apply_override(marked.data, override)
-    try:
-        config = PipelineConfig.model_validate(marked.data, context={"registry": registry})
-    except ValidationError as error:
-        raise _one_line_each(error, marked) from error
+    config = checked(PipelineConfig, marked, registry)
     _check_graph(config, registry, marked)
-    for kind, name, path in _components(config, ()):
-        try:
-            registry.require_libraries(kind, name)
-        except MissingExtraError as error:
-            raise MissingExtraError(f"{file}:{marked.line_of(path)}: {error}") from error
+    require_libraries(config, marked, registry)
     base = str(Path(file).resolve().parent) if urls.is_local(file) else file.rsplit("/", 1)[0]
     return Pipeline(config=config, file=file, base=base)
 
@@ -122,56 +116,3 @@ def _check_graph(config: PipelineConfig, registry: Registry, marked: MarkedYaml)
                 "source", f"a {stage.type} stage takes {' or '.join(spec.takes)}: name at least one earlier stage"
             )
         made[stage.name] = spec.makes
-
-
-def _components(config: Config, path: tuple[str | int, ...]) -> Iterator[tuple[str, str, tuple[str | int, ...]]]:
-    """Every component that a config names: its kind, its name, and where."""
-    for name, field in type(config).model_fields.items():
-        kinds = [mark.kind for mark in _marks(field.annotation, field.metadata)]
-        value = getattr(config, name)
-        for index, item in enumerate(value) if isinstance(value, list) else [(None, value)]:
-            where = (*path, name) if index is None else (*path, name, index)
-            if kinds and isinstance(item, ComponentConfig):
-                yield kinds[0], item.type, where
-            if isinstance(item, Config):
-                yield from _components(item, where)
-
-
-def _marks(annotation: Any, metadata: Sequence[Any] = ()) -> Iterator[ComponentOf]:
-    yield from (mark for mark in metadata if isinstance(mark, ComponentOf))
-    yield from (mark for mark in getattr(annotation, "__metadata__", ()) if isinstance(mark, ComponentOf))
-    for inner in getattr(annotation, "__args__", ()):
-        yield from _marks(inner)
-
-
-def _one_line_each(error: ValidationError, marked: MarkedYaml) -> ConfigError:
-    mistakes = []
-    for item in error.errors(include_url=False, include_context=False):
-        # Unions put the name of the branch into the path; only what stands in the file counts.
-        path = _existing(item["loc"], marked.data, item["type"] in {"missing", "unknown_option"})
-        message = str(item["msg"]).removeprefix("Value error, ")
-        value = item["input"]
-        if item["type"] not in {"missing", "unknown_option", "component"} and isinstance(value, str | int | float):
-            message = f"{message[0].lower()}{message[1:]}, not {value!r}"
-        mistake = ConfigError(message, file=marked.file, line=marked.line_of(path), key=_spelt(path))
-        if str(mistake) not in mistakes:
-            mistakes.append(str(mistake))
-    return ConfigError("\n".join(mistakes))
-
-
-def _existing(loc: Sequence[Any], data: Any, last_is_missing: bool) -> tuple[str | int, ...]:
-    path: list[str | int] = []
-    for position, key in enumerate(loc):
-        if (isinstance(data, dict) and key in data) or (isinstance(data, list) and key in range(len(data))):
-            data = data[key]
-        elif not (last_is_missing and position == len(loc) - 1):
-            continue
-        path.append(key)
-    return tuple(path)
-
-
-def _spelt(path: tuple[str | int, ...]) -> str:
-    text = ""
-    for key in path:
-        text += f"[{key}]" if isinstance(key, int) else f".{key}" if text else key
-    return text

@@ -207,7 +207,7 @@ class RewriterContract(ComponentContract):
 
 
 class SafetyCheckerContract(ComponentContract):
-    """Prompts and pictures, to a reason or to None. Say in `refused` what it must not let pass, if it has an example."""
+    """Prompts and pictures, to a reason or to None. Give in `refused` examples of what must not pass."""
 
     kind = "safety_checkers"
     passed: tuple[str, ...] = ("a red circle", "", "Ein roter Kreis, \u00fcber ihm ein Stern", "word " * 500)
