@@ -105,7 +105,7 @@ class Fleet:
 
     def meet(self, server, machines, *, delay_s):
         """Wait until each of two machines has its share, whatever else keeps this computer busy."""
-        assert wait_for(lambda: len(self.holders()) == 2, machines["a"])
+        assert wait_for(lambda: len(self.holders()) == 2, machines["a"]), self.said("a")
         server.delay_s = delay_s
 
     def said(self, machine):
@@ -162,7 +162,7 @@ def test_a_whole_run_from_bucket_to_bucket(bucket, tmp_path):
 
 def test_two_machines_share_the_images_and_buy_nothing_twice(root, tmp_path):
     fleet = Fleet(tmp_path, root, 200)
-    with FakeServer(delay_s=1) as server:
+    with FakeServer(delay_s=4) as server:
         machines = {name: fleet.start(name, server) for name in "ab"}
         fleet.meet(server, machines, delay_s=0.15)
         assert wait_for(lambda: len(server.ledger) >= 120, machines["a"])
@@ -182,7 +182,7 @@ def test_two_machines_share_the_images_and_buy_nothing_twice(root, tmp_path):
 
 def test_what_a_dead_machine_had_another_takes_over(bucket, tmp_path):
     fleet = Fleet(tmp_path, bucket, 160)
-    with FakeServer(delay_s=1, faults=Faults(rate=0.02, seed=4, kinds=["passing"])) as server:
+    with FakeServer(delay_s=4, faults=Faults(rate=0.02, seed=4, kinds=["passing"])) as server:
         machines = {name: fleet.start(name, server) for name in "ab"}
         fleet.meet(server, machines, delay_s=0.15)
         assert wait_for(lambda: len(server.ledger) >= 60, machines["a"])
@@ -208,7 +208,7 @@ def test_a_machine_that_is_killed_and_started_again_buys_what_was_in_flight_at_m
 
 def test_one_that_slept_too_long_does_no_harm(bucket, tmp_path):
     fleet = Fleet(tmp_path, bucket, 400)
-    with FakeServer(delay_s=1) as server:
+    with FakeServer(delay_s=4) as server:
         machines = {name: fleet.start(name, server, budget={"usd": "5"}) for name in "ab"}
         fleet.meet(server, machines, delay_s=0.15)
         assert wait_for(lambda: len(server.ledger) >= 40, machines["a"])

@@ -109,10 +109,11 @@ def test_killed_at_random_moments_it_goes_on(pipeline, tmp_path):
     file = pipeline(count=40, pause=0.02)
     random.seed(5)
     kills = 0
-    for _ in range(40):
+    for number in range(40):
         process = start(tmp_path, file)
         try:
-            process.wait(random.uniform(0.3, 0.9))
+            # Later ones live longer: a busy machine needs more than this to get anywhere.
+            process.wait(random.uniform(0.3, 0.9) * (1 + number / 4))
             break
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
@@ -204,6 +205,28 @@ def test_a_folder_in_which_a_peer_begins_just_now_is_not_foreign(pipeline, tmp_p
             refused.append(str(error))
     beginning.join()
     assert refused == []
+
+
+def test_what_tells_a_run_folder_is_written_before_all_else(pipeline, tmp_path, with_fakes, monkeypatch):
+    """Else a peer that looks in between takes the folder for a foreign one."""
+    from lens_core.config.pipeline import load_pipeline
+    from lens_core.pipeline import runner
+
+    registry, written = with_fakes("good"), []
+    write = runner.urls.write_bytes
+    monkeypatch.setattr(
+        runner.urls, "write_bytes", lambda url, data: (written.append(Path(url).name), write(url, data))
+    )
+
+    class Events(runner.EventLog):
+        def __init__(self, file):
+            written.append(Path(file).name)
+            super().__init__(file)
+
+    monkeypatch.setattr(runner, "EventLog", Events)
+    runner.run_pipeline(load_pipeline(pipeline(run=str(tmp_path / "run")), registry), registry)
+    assert written.index("run.json") == 0
+    assert "events.jsonl" in written
 
 
 def test_unwritable_run_folder(lens, pipeline, tmp_path):

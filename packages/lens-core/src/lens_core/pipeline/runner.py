@@ -106,12 +106,12 @@ def run_pipeline(pipeline: Pipeline, registry: Registry, *, progress: Progress |
             peers = stack.enter_context(shared(run_url, worker=worker_of(state_root), lease_s=lease_s))
         _refuse_foreign(pipeline, run_url)
         state_root.mkdir(parents=True, exist_ok=True)
+        _describe_run(pipeline, run_url, peers)
         # A bucket cannot be appended to: there the events are uploaded when the run ends.
         events_file = (urls.local_path(run_url) if urls.is_local(run_url) else state_root) / EVENTS
         events = EventLog(events_file)
         progress = progress or Progress()
         progress.events = events
-        _describe_run(pipeline, run_url, peers)
         artifacts: dict[str, Artifact] = {}
         try:
             with _signals(progress):
