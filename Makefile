@@ -54,5 +54,6 @@ all: lint types docs test ## What CI runs.
 
 .stamps/dev: .stamps/run
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -r dev-requirements.txt \
-	  -e "packages/lens-core[faiss,heif,onnx,s3,testing,vision]" -e "packages/lens-caption[lance,language,ray]" -e examples/lens-acme
+	  -e "packages/lens-core[faiss,heif,onnx,s3,testing,vision]" -e "packages/lens-caption[lance,language,ray]" \
+	  -e "packages/lens-serve[c2pa,openai,otel,ray]" -e examples/lens-acme
 	@touch $@

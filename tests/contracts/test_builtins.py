@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import io
 import json
+import sys
 
 import pytest
 
@@ -394,11 +396,30 @@ class TestReport(StageContract):
     stages = (*TestEvaluate.stages, {"name": "report", "type": "report", "source": ["model", "scores"]})
 
 
+class TestServe(StageContract):
+    name = "serve"
+    stages = (
+        SCENES,
+        DENSE,
+        TRAIN,
+        {
+            "name": "server",
+            "type": "serve",
+            "source": "model",
+            "minutes": 0.01,
+            "listen": {"port": 0, "metrics_port": None},
+            "engine": {"device": "cpu", "threads": 1},
+        },
+    )
+
+
 def test_every_component_has_a_contract_class(lens_registry):
-    """A new built-in without its contract shows here."""
+    """A new built-in without its contract shows here, or beside the servers and models that its tests make."""
+    elsewhere = [importlib.import_module(name) for name in ("serve.test_rewriters", "serve.test_safety")]
     tested = {
         (cls.kind, cls.name)
-        for cls in globals().values()
+        for module in (sys.modules[__name__], *elsewhere)
+        for cls in vars(module).values()
         if isinstance(cls, type) and cls.__name__.startswith("Test") and hasattr(cls, "kind")
     }
     ours = {"core", "caption", "train", "serve"}

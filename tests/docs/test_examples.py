@@ -47,7 +47,7 @@ def test_command_exists(words):
     elif program == "torchrun":
         assert torchrun_arguments().parse_args(arguments).training_script == "lens_train"
     else:
-        assert program in {"export", "kill", "tensorboard"}
+        assert program in {"chmod", "docker", "export", "kill", "mkdir", "tensorboard"}
 
 
 def parse_lens(arguments):
@@ -60,7 +60,8 @@ def parse_lens(arguments):
     offered = load_registry()["commands"]
     if arguments[0] in offered:
         command, arguments = typer.main.get_command(offered[arguments[0]].spec.load_target()), arguments[1:]
-    while hasattr(command, "commands"):
+    # A group that does something by itself, such as `lens serve`, need not be given one of its commands.
+    while hasattr(command, "commands") and (arguments[0] in command.commands or not command.invoke_without_command):
         command, arguments = command.commands[arguments[0]], arguments[1:]
     options = {name: parameter for parameter in command.params for name in parameter.opts if name.startswith("-")}
     rest = iter(arguments)

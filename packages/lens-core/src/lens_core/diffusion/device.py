@@ -19,11 +19,13 @@ def pick_device(name: DeviceName) -> torch.device:
     """The device of that name; `auto` takes a GPU where there is one.
 
     Raises:
-        LensError: this machine does not have it.
+        LensError: there is no such device, or this machine does not have it.
     """
     has = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
         return torch.device(next(kind for kind in ("cuda", "mps", "cpu") if has[kind]))
+    if name not in has:
+        raise ConfigError(f"device {name!r} is not one of auto, {', '.join(has)}")
     if not has[name]:
         raise LensError(f"device: {name} is not available on this machine; use auto or cpu")
     return torch.device(name)

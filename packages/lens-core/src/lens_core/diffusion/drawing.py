@@ -105,11 +105,11 @@ class Drawing:
             free_N1, straight_NC = self._hold
             cond_NC = torch.where(free_N1, cond_NC, straight_NC)
         self._last = (self.tokens_NC, cond_NC, self.time)
-        self.taken += 1
         try:
             self.tokens_NC, self.time = self._walk.send(cond_NC)
         except StopIteration as end:
             self.tokens_NC, self.time, self.done = end.value, torch.zeros_like(self.time), True
+        self.taken += 1
 
     def _seen(self, times: Tensor) -> Tensor:
         if self._rounded_to is None:

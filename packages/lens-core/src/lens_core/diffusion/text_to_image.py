@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from lens_core.config.base import ComponentConfig
     from lens_core.diffusion.loaded_model import LoadedModel
 
-__all__ = ["Request", "decode", "denoise", "draw", "encode", "generate"]
+__all__ = ["Request", "decode", "denoise", "draw", "encode", "encode_starts", "generate"]
 
 MAX_BATCH_TOKENS = 4096
 """Image and text tokens in one call of a part, guidance's second branch not counted. One request may have more."""
@@ -181,7 +181,7 @@ def denoise(
     scale = _scale(model, guidance)
     drawings = [
         Drawing(model, request, sampler=built, guidance=scale, clean_NC=clean, reference_rounding=reference_rounding)
-        for request, clean in zip(requests, _encode_starts(model, requests), strict=True)
+        for request, clean in zip(requests, encode_starts(model, requests), strict=True)
     ]
     sizes = [one.grid[0] * one.grid[1] + _length(one.request.text) for one in drawings]
     finished = 0
@@ -237,7 +237,8 @@ def _finish(
             pack = Pack(model, ahead)
 
 
-def _encode_starts(model: LoadedModel, requests: Sequence[Request]) -> list[Tensor | None]:
+@torch.inference_mode()
+def encode_starts(model: LoadedModel, requests: Sequence[Request]) -> list[Tensor | None]:
     """The tokens [N, C] of each request's start, in float32."""
     if all(request.start is None for request in requests):
         return [None] * len(requests)

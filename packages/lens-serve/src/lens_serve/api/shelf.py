@@ -1,0 +1,75 @@
+"""What is kept for a while and forgotten then: by age, by number, and by size, the oldest first."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Iterator
+
+__all__ = ["Keepable", "Shelf"]
+
+
+class Keepable(Protocol):
+    """What a shelf holds; its size may grow until it is finished, and it is not forgotten before."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether it changes no more."""
+        ...
+
+    @property
+    def nbytes(self) -> int:
+        """What it takes, in bytes."""
+        ...
+
+
+K = TypeVar("K", bound="Hashable")
+V = TypeVar("V", bound=Keepable)
+
+
+class Shelf(Generic[K, V]):
+    """Values by key.
+
+    Args:
+        keep_s: how long, from when they were put there.
+        most: how many.
+        most_bytes: how large together.
+        clock: in seconds.
+    """
+
+    def __init__(self, *, keep_s: float, most: int, most_bytes: int, clock: Callable[[], float] = time.monotonic):
+        self._keep_s, self._most, self._most_bytes, self._clock = keep_s, most, most_bytes, clock
+        self._values: dict[K, tuple[float, V]] = {}
+
+    def put(self, key: K, value: V) -> None:
+        """Keep a value, in place of another perhaps."""
+        self.drop(key)
+        self._values[key] = (self._clock(), value)
+        self._tidy()
+
+    def get(self, key: K) -> V | None:
+        """The value, unless it was forgotten."""
+        self._tidy()
+        return self._values[key][1] if key in self._values else None
+
+    def drop(self, key: K) -> None:
+        """Forget one."""
+        self._values.pop(key, None)
+
+    def __iter__(self) -> Iterator[V]:
+        return iter([value for _, value in self._values.values()])
+
+    def _tidy(self) -> None:
+        """Forget what is too old; then, oldest first, what is too much. Dictionaries keep the order of arrival."""
+        oldest = self._clock() - self._keep_s
+        finished = [(key, put, value.nbytes) for key, (put, value) in self._values.items() if value.finished]
+        excess = len(self._values) - self._most
+        excess_bytes = sum(value.nbytes for value in self) - self._most_bytes
+        for key, put, nbytes in finished:
+            if put > oldest and excess <= 0 and excess_bytes <= 0:
+                break
+            self.drop(key)
+            excess -= 1
+            excess_bytes -= nbytes

@@ -1,0 +1,123 @@
+"""Calls of a model: announced by a heartbeat, timed, and blamed on the guilty if they fail."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+from lens_core.diffusion.drawing import Pack
+from lens_serve.engine.calibration import synchronize
+from lens_serve.engine.trouble import together
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    import torch
+
+    from lens_serve.engine.cost import CostModel
+    from lens_serve.engine.jobs import Job
+    from lens_serve.engine.pulse import Pulse
+
+__all__ = ["Calls", "Outcome"]
+
+LORA_S = 30.0
+"""To read a LoRA, and the library for it."""
+
+
+class Outcome(NamedTuple):
+    """Of a call: who failed and how, and how long it took."""
+
+    failed: dict[Job, Exception]
+    seconds: float
+
+
+class Calls:
+    """Calls models for jobs, and learns what that costs.
+
+    Args:
+        pulse: that announces them.
+        costs: of each model's calls.
+        device: of the models.
+    """
+
+    def __init__(self, pulse: Pulse, costs: Mapping[str, CostModel], device: torch.device):
+        self._pulse, self._costs, self._device = pulse, costs, device
+        self._pack: tuple[list[Job], Pack] | None = None
+
+    def encode(self, jobs: list[Job]) -> Outcome:
+        """Prompts to features."""
+        cost, model = self._costs[jobs[0].draw.model], jobs[0].model
+        guessed = sum(branch.text_tokens for job in jobs for branch in job.guessed_sequences)
+        tokens = 0
+
+        def work(some: Sequence[Job]) -> None:
+            nonlocal tokens
+            tokens = model.encode(some)
+
+        outcome = self._call("encode", cost.encode_s(guessed), jobs, work)
+        if not outcome.failed:
+            cost.observe_encode(tokens, outcome.seconds)
+        return outcome
+
+    def begin(self, job: Job) -> Outcome:
+        """Noise, and what the picture starts from: that takes about as long to encode as to decode."""
+        expected_s = self._costs[job.draw.model].decode_s(job.pixels) if job.request.start else 0.0
+        return self._call("encode", expected_s, [job], lambda _: job.begin())
+
+    def step(self, jobs: list[Job]) -> Outcome:
+        """A tick: one step of each. Some of a pack that fails half-way may have taken theirs."""
+        draw, model, cost = jobs[0].draw, jobs[0].model, self._costs[jobs[0].draw.model]
+        try:
+            if not model.has_read(draw.lora):
+                self._pulse.beat("lora", LORA_S)
+            model.use(draw.lora, draw.lora_scale)
+        except Exception as error:
+            return Outcome(dict.fromkeys(jobs, error), 0.0)
+        taken = {job: job.drawing.taken for job in jobs}
+        sequences = [sequence for job in jobs for sequence in job.entry.sequences]
+        predicted_s = cost.tick_s(sequences)
+
+        def work(some: Sequence[Job]) -> None:
+            if waiting := [job for job in some if job.drawing.taken == taken[job]]:
+                self._packed(waiting).step()
+
+        outcome = self._call("denoise", predicted_s, jobs, work)
+        self._pulse.ticked(sequences, outcome.seconds, predicted_s)
+        if not outcome.failed:
+            cost.observe_tick(sequences, outcome.seconds)
+        return outcome
+
+    def decode(self, job: Job) -> Outcome:
+        """Tokens to pixels."""
+        cost = self._costs[job.draw.model]
+
+        def work(_: Sequence[Job]) -> None:
+            job.picture_HW3 = job.model.decode(job)
+
+        outcome = self._call("decode", cost.decode_s(job.pixels), [job], work)
+        if not outcome.failed:
+            cost.observe_decode(job.pixels, outcome.seconds)
+        return outcome
+
+    def part(self) -> None:
+        """Let go of the jobs that took the last step together: they may be gone before the next."""
+        self._pack = None
+
+    def _packed(self, jobs: list[Job]) -> Pack:
+        """Jobs that share a call; what a pack has prepared is kept while it stays together."""
+        if self._pack is None or self._pack[0] != jobs:
+            self._pack = jobs, Pack(jobs[0].model.loaded, [job.drawing for job in jobs])
+        return self._pack[1]
+
+    def _call(self, doing: str, expected_s: float, jobs: list[Job], work: Callable[[Sequence[Job]], None]) -> Outcome:
+        def call(some: Sequence[Job]) -> None:
+            self._pulse.beat(doing, expected_s)
+            work(some)
+            synchronize(self._device)
+
+        began = time.monotonic()
+        failed = together(jobs, call)
+        seconds = time.monotonic() - began
+        for job in jobs:
+            job.seconds[doing] += seconds
+        return Outcome(failed, seconds)

@@ -1,0 +1,62 @@
+"""What a job will take, told by the process that accepts it: only the engine counts the tokens of its text."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lens_serve.engine.cost import Sequence
+
+if TYPE_CHECKING:
+    from lens_serve.engine.cost import CostModel, Price
+    from lens_serve.engine.messages import Draw, ModelInfo
+
+__all__ = ["Forecast"]
+
+_CHARS_PER_TOKEN = 4
+"""Of English prose, about."""
+
+
+class Forecast:
+    """Of one job.
+
+    Args:
+        draw: what is asked for.
+        model: that it is drawn by.
+
+    Attributes:
+        steps: that it takes: fewer than its sampler has, if it starts from a picture.
+    """
+
+    def __init__(self, draw: Draw, model: ModelInfo):
+        self.steps = draw.steps if draw.start is None else max(1, round(draw.steps * draw.start.strength))
+        image = (draw.height // model.stride) * (draw.width // model.stride)
+        texts = (draw.prompt, draw.negative) if draw.guidance != 1 else (draw.prompt,)
+        self._branches = tuple(Sequence(image, -(-len(text) // _CHARS_PER_TOKEN)) for text in texts)
+        self._tokens = sum(branch.tokens for branch in self._branches)
+        self._text_tokens = sum(branch.text_tokens for branch in self._branches)
+        self._pixels = draw.height * draw.width
+        self._is_exact = draw.tier == "exact"
+        self._prices: dict[int, Price] = {}  # by how many share a tick: they are asked for again and again
+
+    def solo_s(self, cost: CostModel) -> float:
+        """Seconds of the job when it has an engine for itself."""
+        return cost.solo_s(self._branches, self.steps, self._pixels)
+
+    def remaining_s(self, cost: CostModel, *, steps_left: int, begun: bool, jobs: int, knee_tokens: int) -> float:
+        """Seconds of an engine that the job still takes when it shares ticks with others.
+
+        A tick is cheaper by the job the fuller it is, up to the knee. The others are taken to be like this one: where
+        they are not, what is too much for one is too little for another. Exact jobs share ticks with none.
+
+        Args:
+            cost: of the model, always of the same engine.
+            steps_left: of the job.
+            begun: its text is encoded.
+            jobs: that the engine has, this one included.
+            knee_tokens: of a tick that fills the device.
+        """
+        alike = 1 if self._is_exact else max(1, min(jobs, knee_tokens // self._tokens))
+        if alike not in self._prices:
+            self._prices[alike] = cost.tick_price(self._branches * alike)
+        text_s = 0.0 if begun else cost.encode_s(self._text_tokens)
+        return text_s + steps_left * cost.seconds(self._prices[alike]) / alike + cost.decode_s(self._pixels)

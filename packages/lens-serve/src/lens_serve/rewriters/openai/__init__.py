@@ -1,0 +1,1 @@
+"""Prompts rewritten by a language model behind an OpenAI-style endpoint."""

@@ -1,0 +1,1 @@
+"""Prompts rewritten by a language model in a folder on this machine."""

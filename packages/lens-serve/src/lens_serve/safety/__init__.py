@@ -1,0 +1,1 @@
+"""Built-in safety checkers, and the gate that asks all of them."""

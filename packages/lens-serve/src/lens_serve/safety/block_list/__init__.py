@@ -1,0 +1,1 @@
+"""Refuses prompts that have certain words in them."""

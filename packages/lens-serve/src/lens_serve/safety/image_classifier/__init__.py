@@ -1,0 +1,1 @@
+"""Refuses pictures by an image classifier that the user brings."""

@@ -1,0 +1,1 @@
+"""The stage that serves what a pipeline has trained."""

@@ -1,0 +1,100 @@
+"""The process of an engine: how it begins and ends, and steps that go wrong where prompts say so."""
+
+from __future__ import annotations
+
+import signal
+
+import numpy as np
+import pytest
+import torch
+
+from lens_serve.engine.messages import Stop
+from serve.engine.bench import drawn_alone
+from serve.engine.process import EngineProcess, draw_of, settings_of
+
+
+def test_it_says_what_it_has_and_ends_when_it_is_told_to(tiny_folder, tiny_loras):
+    with EngineProcess(settings_of(tiny_folder, loras=tiny_loras, warm_up=True, tier="exact")) as engine:
+        ready = engine.until_ready()
+        assert [type(message).__name__ for message in engine.said[:1]] == ["Ready"]
+        assert ready.pid == engine.process.pid
+        (info,) = ready.models
+        assert (info.name, info.height, info.width, info.stride) == ("lens", 16, 16, 4)
+        assert (info.steps, info.guidance, info.dtype, info.licence) == (3, 3.0, "float32", "MIT")
+        assert info.tiers == ("exact", "lossless")
+        assert info.loras == ("ink", "oil", "dora", "broken")
+        assert info.sampler["type"] == "flow-euler"
+        assert info.created > 1_600_000_000
+        assert ready.costs["lens"].flops_per_s > 0
+        assert ready.knee_tokens["lens"] > 0
+        assert ready.versions["torch"] == torch.__version__
+        engine.process.send_signal(signal.SIGINT)  # Ctrl-C is the parent's business
+        (told,) = engine.drawn(draw_of("a", tier="exact"))
+        np.testing.assert_array_equal(told.picture, drawn_alone(tiny_folder, draw_of("a")))
+        engine.send(Stop())
+        assert engine.ended()[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [(settings_of("/nothing"), "/nothing is no model folder"), ("{}", "settings: models: Field required")],
+)
+def test_a_mistake_in_a_model_or_the_settings_is_told_in_one_line(settings, message):
+    with EngineProcess(settings) as engine:
+        code, said = engine.ended()
+        assert code == 2
+        assert said.startswith(message)
+        assert said.count("\n") == 1
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_folder):
+    with EngineProcess(settings_of(tiny_folder), module="serve.faulty_engine") as engine:
+        engine.until_ready()
+        yield engine
+
+
+def test_only_the_guilty_fails(engine):
+    draws = [draw_of(f"g{n}", seed=n) for n in range(3)] + [draw_of("bad", prompt="poison")]
+    *good, bad = engine.drawn(*draws)
+    assert bad.failed.reason == "internal"
+    assert bad.failed.message == "a ZeroDivisionError while it was drawn; the engine's log says more"
+    assert [one.progress for one in good] == [[1, 2, 3]] * 3
+    assert all(one.picture is not None for one in good)
+
+
+def test_what_is_too_large_for_company_is_drawn_alone(engine):
+    told = engine.drawn(*(draw_of(f"c{n}", prompt="crowded", seed=n) for n in range(3)), draw_of("plain"))
+    assert [one.failed for one in told] == [None] * 4
+    assert [one.progress for one in told] == [[1, 2, 3]] * 4
+
+
+def test_what_is_too_large_alone_fails(engine):
+    large, plain = engine.drawn(draw_of("large", prompt="too large"), draw_of("beside"))
+    assert large.failed.reason == "memory"
+    assert plain.picture is not None
+
+
+def test_what_is_not_finite_fails(engine):
+    nan, plain = engine.drawn(draw_of("nan", prompt="NaN"), draw_of("finite", prompt="slow"))
+    assert nan.failed.reason == "not-finite"
+    assert "float32" in nan.failed.message
+    assert plain.picture is not None
+
+
+def test_what_loses_the_device_ends_the_process_for_another_to_begin(tiny_folder):
+    with EngineProcess(settings_of(tiny_folder), module="serve.faulty_engine") as engine:
+        engine.until_ready()
+        engine.send(draw_of("a", prompt="lost"), draw_of("b"))
+        code, said = engine.ended()
+        assert code == 1
+        assert said == "cpu is lost: an illegal memory access was encountered\n"
+
+
+def test_it_ends_with_its_parent_even_amid_a_call(tiny_folder):
+    with EngineProcess(settings_of(tiny_folder), module="serve.faulty_engine") as engine:
+        engine.until_ready()
+        engine.send(draw_of("a", prompt="hang"))
+        engine.until(lambda: engine.beats and engine.beats[-1].doing == "denoise")
+        engine.channel.close()
+        assert engine.ended()[0] == 0
