@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from playwright.sync_api import Browser, BrowserContext, Locator, Page
 
-WAIT_MS = 8_000
+WAIT_MS = 60_000
 """For what happens within a second on an idle machine."""
 
 FLAGS = [

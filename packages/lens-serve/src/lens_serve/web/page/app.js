@@ -98,7 +98,7 @@ async function draw(request, ticket = null) {
     }
     if (done < request.n) throw new api.Problem(0, { message: "The connection broke off before the end." });
     status(done === 1 ? "The picture is done." : `${done} pictures are done.`, true);
-    
+    if (!form.keepsSeed()) form.throwSeed();
     form.remember();
   } catch (error) {
     failed(error, request);

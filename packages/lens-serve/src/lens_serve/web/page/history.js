@@ -34,7 +34,7 @@ export function onChange(act) {
 export async function keep(picture) {
   const id = await transact("readwrite", (store) => {
     const added = store.add(picture);
-    store.count().onsuccess = ({ target }) => 0;
+    store.count().onsuccess = ({ target }) => trim(store, target.result - LIMIT);
     return added;
   });
   channel.postMessage(null);

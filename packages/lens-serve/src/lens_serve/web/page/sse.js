@@ -26,6 +26,6 @@ export async function* events(body) {
     }
   } finally {
     // Leaving the loop early is how a drawing is cancelled.
-    ;
+    await reader.cancel().catch(() => {});
   }
 }

@@ -41,7 +41,7 @@ function put(index, blob, alt, rough) {
   setPicture(image, blob);
   image.alt = alt;
   image.hidden = false;
-  frame.className = rough ? "frame" : "frame";
+  frame.className = rough ? "frame rough" : "frame";
 }
 
 // How far the drawing is: steps taken, of all.
