@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from serve_load.mix import Arrival, Kind
     from serve_load.running import Running
 
-__all__ = ["Answer", "Client", "Pace", "at_once", "measure_solo", "open_loop"]
+__all__ = ["Answer", "Client", "Pace", "at_once", "measure_solo", "open_loop", "warm_up"]
 
 PATH = "/v1/images/generations"
 
@@ -143,6 +143,13 @@ class Pace:
 
     requests_s: float
     solo_s: float
+
+
+async def warm_up(server: Running) -> None:
+    """Twenty requests at once, some of which may be refused: then everything is there that is made when needed."""
+    async with Client(server) as client:
+        await asyncio.gather(*(client.draw(one.kind, 10**7 + one.number) for one in poisson(20, 1.0, seed=8)))
+    await server.idle()
 
 
 async def at_once(server: Running, solo_s: dict[str, float], count: int) -> Pace:

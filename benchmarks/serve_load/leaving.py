@@ -8,7 +8,7 @@ import time
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
-from serve_load.client import PATH, Client, at_once, measure_solo
+from serve_load.client import PATH, Client, at_once, measure_solo, warm_up
 from serve_load.mix import KINDS, LARGEST, SMALLEST, quantile
 from serve_load.running import OPEN_DOORS, serving
 
@@ -37,8 +37,7 @@ async def cancels(folder: Path, model: Path, *, count: int) -> dict[str, Any]:
     rng = random.Random(4)
     async with serving(folder, model, admission=OPEN_DOORS, bounds={"max_streams": 2 * _AT_ONCE}) as server:
         solo_s = await measure_solo([server], repeats=2)
-        await at_once(server, solo_s, 20)
-        await server.idle()
+        await warm_up(server)
         before = server.usage()
         plans = [(rng.choice(KINDS), number, rng.random() < 0.5, rng.uniform(0, 1.5)) for number in range(count)]
         stages = await _cancel(server, plans, solo_s)

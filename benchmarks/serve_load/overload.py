@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from serve_load.client import Client, at_once, measure_solo, open_loop
+from serve_load.client import Client, at_once, measure_solo, open_loop, warm_up
 from serve_load.mix import poisson, quantile
 from serve_load.running import OPEN_DOORS, serving
 from serve_load.watching import Watch
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from serve_load.client import Answer, Pace
     from serve_load.mix import Arrival
 
-__all__ = ["measure_capacity", "overload"]
+__all__ = ["overload"]
 
 _HEADERS = ("retry-after", "retry-after-ms", "x-should-retry")
 
@@ -37,7 +37,7 @@ class Tried:
     how: Literal["with ticket", "without ticket"] | None = None
 
 
-async def measure_capacity(folder: Path, model: Path, *, count: int) -> tuple[dict[str, float], Pace, Pace]:
+async def _capacity(folder: Path, model: Path, *, count: int) -> tuple[dict[str, float], Pace, Pace]:
     """Seconds of each kind alone; the pace in order of arrival, and by remaining time, when nobody is refused."""
     paces = []
     async with serving(folder, model, admission=OPEN_DOORS) as server:
@@ -62,12 +62,11 @@ async def overload(
         probes: share of clients that come again when told to; half of them send the ticket.
         patience_s: they do not, if they are told to come later than that.
     """
-    solo_s, serial, ours = await measure_capacity(folder, model, count=60 if seconds > 60 else 20)
+    solo_s, serial, ours = await _capacity(folder, model, count=60 if seconds > 60 else 20)
     arrivals = poisson(load * serial.requests_s, seconds, seed=2)
     every = round(1 / probes)
     async with serving(folder, model) as server, Client(server) as client:
-        await at_once(server, solo_s, 20)  # it has learnt a little of its costs, and has all its threads
-        await server.idle()
+        await warm_up(server)
 
         async def send(one: Arrival, due: float) -> Tried:
             if one.number % every:

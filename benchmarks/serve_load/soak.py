@@ -6,9 +6,8 @@ import asyncio
 import random
 from typing import TYPE_CHECKING, Any
 
-from serve_load.client import Answer, Client, at_once, open_loop
-from serve_load.mix import BAD, poisson, quantile
-from serve_load.overload import measure_capacity
+from serve_load.client import Answer, Client, measure_solo, open_loop, warm_up
+from serve_load.mix import BAD, mean_s, poisson, quantile
 from serve_load.running import serving
 from serve_load.watching import Watch
 
@@ -24,7 +23,7 @@ LOAD = 0.7
 
 
 async def soak(folder: Path, model: Path, *, seconds: float, part: float = 0.01) -> dict[str, Any]:
-    """A server as it is shipped, at seven tenths of what it does in order of arrival.
+    """A server as it is shipped, at seven tenths of what it could do one after the other.
 
     Args:
         folder: for files of the servers.
@@ -32,13 +31,13 @@ async def soak(folder: Path, model: Path, *, seconds: float, part: float = 0.01)
         seconds: of the load.
         part: of the clients go; and as many again ask wrongly.
     """
-    solo_s, serial, _ = await measure_capacity(folder, model, count=60 if seconds > 60 else 20)
-    arrivals = poisson(LOAD * serial.requests_s, seconds, seed=3)
     rng = random.Random(3)
-    fates = {one.number: rng.choices(("good", "goes", "bad"), (1 - 2 * part, part, part))[0] for one in arrivals}
-    fates |= {7: "goes", 13: "bad"}  # in the shortest of soaks, too
     async with serving(folder, model) as server:
-        await at_once(server, solo_s, 20)
+        solo_s = await measure_solo([server], repeats=7 if seconds > 60 else 2)
+        arrivals = poisson(LOAD / mean_s(solo_s), seconds, seed=3)
+        fates = {one.number: rng.choices(("good", "goes", "bad"), (1 - 2 * part, part, part))[0] for one in arrivals}
+        fates |= {7: "goes", 13: "bad"}  # in the shortest of soaks, too
+        await warm_up(server)
         before = await _at_rest(server)
         async with Client(server) as client:
 

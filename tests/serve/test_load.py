@@ -44,7 +44,7 @@ def check_policies(found):
 
 
 def test_policies(load):
-    rows = check_policies(load("policies", minutes=0.6, loads=0.8))
+    rows = check_policies(load("policies", minutes=0.3, loads=0.8))
     assert {policy for _, policy in rows} == {"first-come", "same-shape", "remaining-time"}
 
 
@@ -65,7 +65,7 @@ def check_overload(found):
 
 
 def test_overload(load):
-    probes = check_overload(load("overload", seconds=12, load=10, probes=0.1, patience=12))
+    probes = check_overload(load("overload", seconds=10, load=10, probes=0.1, patience=10))
     for told, let_in in probes:
         assert told
         assert let_in >= 0.5 * told  # promises are for two seconds: this machine may be late

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -57,11 +58,11 @@ class Started:
     def __init__(self, driver, url):
         self.driver, self.url = driver, url
 
-    def until_ready(self):
+    def until_said(self, words):
         said = []
         for line in self.driver.stderr:
             said.append(line)
-            if line == "lens: ready\n":
+            if words in line:
                 return
         raise AssertionError("".join(said))
 
@@ -125,7 +126,7 @@ def assert_nobody_else_gets_in(started):
 @pytest.mark.timeout(600)
 def test_one_of_two_replicas_is_killed_under_load(tiny_folder):
     with cluster(tiny_folder) as started:
-        started.until_ready()
+        started.until_said("lens: ready")
         first = started.replicas()
         assert len(first) == 2
         assert_nobody_else_gets_in(started)
@@ -136,11 +137,31 @@ def test_one_of_two_replicas_is_killed_under_load(tiny_folder):
         again = asyncio.run(draw_many(started.url, 10, lambda: None))
         assert again == answers[:10]  # the same seeds, whichever replica
         assert httpx2.get(f"{started.url}/health/ready").status_code == 200
-        everybody = [psutil.Process(started.driver.pid), *started.processes()]
-        started.driver.send_signal(signal.SIGTERM)
-        assert started.driver.wait(WAIT_S) == 0
-        _, alive = psutil.wait_procs(everybody, timeout=WAIT_S)
-        assert not alive
+        assert_it_stops(started)
+
+
+def assert_it_stops(started):
+    everybody = [psutil.Process(started.driver.pid), *started.processes()]
+    started.driver.send_signal(signal.SIGTERM)
+    assert started.driver.wait(WAIT_S) == 0
+    _, alive = psutil.wait_procs(everybody, timeout=WAIT_S)
+    assert not alive
+
+
+@pytest.mark.timeout(600)
+def test_a_model_that_cannot_be_loaded(tiny_folder, tmp_path):
+    broken = shutil.copytree(tiny_folder, tmp_path / "broken")
+    next(broken.rglob("*.safetensors")).write_bytes(b"no weights")
+    with cluster(broken) as started:
+        assert started.driver.wait(WAIT_S) == 2
+        assert "lens: no replica can run: " in started.driver.stderr.read()
+
+
+@pytest.mark.timeout(600)
+def test_it_can_be_stopped_while_it_loads(tiny_folder):
+    with cluster(tiny_folder) as started:
+        started.until_said("2 replicas on Ray are loading")
+        assert_it_stops(started)
 
 
 def test_it_listens_to_this_machine_only(tiny_folder):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, get_args
+from typing import TYPE_CHECKING, Annotated
 
 from fastapi import APIRouter, Path, Request
 
@@ -10,7 +10,6 @@ from lens_serve.api.auth import ImagesKey  # noqa: TC001 (FastAPI reads annotati
 from lens_serve.api.errors import answers
 from lens_serve.api.orders import min_side, model_of
 from lens_serve.api.schemas import ModelAnswer, ModelBounds, ModelLens, ModelsAnswer
-from lens_serve.config import Tier
 
 if TYPE_CHECKING:
     from lens_serve.config import ServeSettings
@@ -58,9 +57,11 @@ def _describe(model: ModelInfo, settings: ServeSettings) -> ModelAnswer:
                 max_prompt_chars=bounds.max_prompt_chars,
             ),
             loras=list(model.loras),
-            tiers=list(get_args(Tier)),
+            tiers=list(model.tiers),
             tier=settings.engine.tier,
             modes=["img2img", "inpaint"] if model.can_start else [],
+            rewriter=settings.rewrite.rewriter is not None,
+            rewrite=settings.rewrite.rewriter is not None and settings.rewrite.default,
             dtype=model.dtype,
             licence=model.licence,
             hash=model.hash,

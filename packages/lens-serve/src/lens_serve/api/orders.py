@@ -187,6 +187,9 @@ def order_of(
     if lens.lora is not None and lens.lora not in model.loras:
         message = f"The model '{model.name}' has no LoRA '{lens.lora}'. {suggestion(lens.lora, model.loras)}"
         raise ApiError(404, message, code="lora_not_found", param="lens.lora")
+    if lens.tier is not None and lens.tier not in model.tiers:
+        message = f"The model '{model.name}' has no tier '{lens.tier}' here, but {' and '.join(model.tiers)}."
+        raise ApiError(400, message, code="invalid_value", param="lens.tier")
     if asked.response_format == "url" and server.store is None:
         raise ApiError(400, "This server stores no images; leave 'response_format' out.", param="response_format")
     if asked.output_format in (None, "png") and asked.output_compression not in (None, 100):

@@ -230,6 +230,8 @@ class ModelLens(BaseModel):
     tiers: list[str] = Field(description="What `lens.tier` may say.")
     tier: str = Field(description="Of requests that name none.")
     modes: list[str] = Field(description="What edits it can do.")
+    rewriter: bool = Field(description="Whether prompts can be rewritten.")
+    rewrite: bool = Field(description="Whether those of requests that do not say are.")
     dtype: str
     licence: str
     hash: str | None = Field(description="Of its artefact.")

@@ -13,7 +13,7 @@ import secrets
 import signal
 import sys
 import threading
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 # Ray reads these when it is imported, which in a replica it was.
@@ -42,6 +42,7 @@ __all__ = ["Replica", "serve_on_ray", "settings_of_replica"]
 
 _NAME = "lens"
 _QUIET = {"log_level": "WARNING", "enable_access_log": False}
+_LOGS = "/tmp/ray/session_latest/logs/worker-*.err"
 _LOOK_S = 2.0
 """Between two looks of Ray at whether a replica lives."""
 
@@ -97,23 +98,24 @@ def serve_on_ray(settings: ServeSettings, *, say: Callable[[str], None]) -> None
     Raises:
         LensError: there is no such cluster, or no replica can run on it.
     """
-    listen, stop = settings.listen, threading.Event()
+    listen = settings.listen
     if not _is_loopback(listen.host):
         raise ConfigError(
             f"with --ray the server listens on this machine only, and {listen.host!r} is open to others: "
             "put a reverse proxy before it",
             key="listen.host",
         )
-    with _joined(), _told_to_stop(stop):
+    with _joined(), _until_told():
         options = {"host": listen.host, "port": listen.port}
         try:
             serve.start(proxy_location="HeadOnly", http_options=options, logging_config=_QUIET)
             say(f"http://{listen.host}:{listen.port} - {settings.engine.replicas} replicas on Ray are loading")
             serve.run(_application(settings), name=_NAME, logging_config=_QUIET)
             say("ready")
-            stop.wait()
+            threading.Event().wait()
         except RuntimeError as error:
-            raise LensError(f"no replica can run: {' '.join(str(error).split())[:500]}") from error
+            reason = " ".join(str(error).split())[:300]
+            raise LensError(f"no replica can run: {reason} More is in {_LOGS} on their nodes.") from error
         finally:
             serve.shutdown()  # type: ignore[no-untyped-call]
 
@@ -131,6 +133,7 @@ def _application(settings: ServeSettings) -> serve.Application:
         max_ongoing_requests=_MAX_ONGOING,
         graceful_shutdown_timeout_s=settings.listen.drain_s,
         health_check_period_s=_LOOK_S,
+        max_constructor_retry_count=1,  # what cannot be loaded once cannot be loaded
     )(Replica)
     return deployment.bind(settings_of_replica(settings))
 
@@ -152,11 +155,16 @@ def _joined() -> Iterator[None]:
 
 
 @contextmanager
-def _told_to_stop(stop: threading.Event) -> Iterator[None]:
-    """Signals ask to stop; Ray would end the process at once."""
-    before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+def _until_told() -> Iterator[None]:
+    """What SIGINT or SIGTERM ends, while replicas still load too; Ray would end the process at once."""
+
+    def end(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        with suppress(KeyboardInterrupt):
+            yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
