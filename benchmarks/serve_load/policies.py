@@ -57,8 +57,11 @@ async def compare(
                 row = {"load": load, "policy": policy, **await _run(server, arrivals, solo_s)}
                 rows.append(row)
                 _show(row)
+        # If the machine was as fast as before, these are the same.
+        later_s = await measure_solo(servers.values(), repeats=7 if minutes > 2 else 2)
         return {
             "solo seconds": solo_s,
+            "solo seconds, afterwards": later_s,
             "requests at once": burst,
             "requests per second, all at once": {policy: pace.requests_s for policy, pace in paces.items()},
             "capacity": capacity,

@@ -178,10 +178,11 @@ def test_a_pipeline_may_end_in_a_server(start, tmp_path):
     (tmp_path / "pipeline.yaml").write_text(yaml.safe_dump({"run": "run", "stages": stages}))
     for number in range(2):
         made = start("run", "pipeline.yaml")
-        wait_until(lambda: httpx2.get(f"{made.url}/health/ready").status_code == 200, "the engine")
-        answer = post(made.url, QUICK)
+        url = made.url
+        wait_until(lambda url=url: httpx2.get(f"{url}/health/ready").status_code == 200, "the engine")
+        answer = post(url, QUICK)
         assert answer.status_code == 200
-        assert httpx2.get(f"{made.url}/v1/models").json()["data"][0]["id"] == "toy"
+        assert httpx2.get(f"{url}/v1/models").json()["data"][0]["id"] == "toy"
         made.process.send_signal(signal.SIGTERM)
         assert made.end() == 3
         assert made.lines[-1] == "lens: served 1 images; the same command serves again"

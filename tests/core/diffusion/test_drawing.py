@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 
 import pytest
 import torch
@@ -10,6 +11,11 @@ import torch
 from core.diffusion.packs import random_model
 from lens_core.diffusion import Request
 from lens_core.diffusion.drawing import Drawing, Pack
+from lens_core.diffusion.guidance import guide
+from lens_core.diffusion.prediction import to_velocity
+from lens_core.diffusion.ragged import RaggedBatch, offsets_of
+from lens_core.diffusion.samplers.flow_euler.config import FlowEulerConfig
+from lens_core.diffusion.samplers.flow_euler.sampler import FlowEuler
 from lens_core.diffusion.text_to_image import denoise, encode
 
 REQUESTS = [
@@ -26,11 +32,11 @@ def model(saved_model):
     return saved_model[0]
 
 
-def begin(model, request, way):
+def begin(model, request, way, **options):
     guidance, steps, name = way
     (encoded,) = encode(model, [request], guidance=guidance)
     sampler = model.registry.build("samplers", model.registry.parse("samplers", {"type": name, "steps": steps}))
-    return Drawing(model, encoded, sampler=sampler, guidance=guidance)
+    return Drawing(model, encoded, sampler=sampler, guidance=guidance, **options)
 
 
 @torch.inference_mode()
@@ -79,3 +85,51 @@ def test_times_that_are_told_ahead_are_those_that_are_told(model, tmp_path, lens
         Pack(tables, waiting).step()
     for one, other in zip(plain, ahead, strict=True):
         torch.testing.assert_close(one.tokens_NC, other.tokens_NC, rtol=0, atol=2e-5)
+
+
+def said(model, text, x_NC, time, grid):
+    """The velocity at a place, from the denoiser itself."""
+    batch = RaggedBatch(
+        image=x_NC,
+        text=text,
+        image_offsets=offsets_of([len(x_NC)]),
+        text_offsets=offsets_of([len(text[0])]),
+        grids=torch.tensor([grid]),
+        timestep=time[None],
+    )
+    return to_velocity(model.prediction, model.transformer.forward_ragged(batch).float(), x_NC, time)
+
+
+@torch.inference_mode()
+def test_guidance_may_be_reused_in_every_other_step(model):
+    """By hand, along Euler's way: the odd steps take the difference that the second branch made a step before."""
+    guidance, steps = 4.0, 5
+    one = begin(model, REQUESTS[3], (guidance, steps, "flow-euler"), reuse_guidance=True)
+    request, x_NC, difference_NC = one.request, one.tokens_NC, None
+    times = FlowEuler(FlowEulerConfig(steps=steps)).times(len(x_NC))
+    for step, (time, following) in enumerate(pairwise(times)):
+        assert one.guided == (step % 2 == 0)
+        pack = Pack(model, [one])
+        pack.step()
+        assert pack.stale
+        cond_NC = said(model, request.text, x_NC, time, one.grid)
+        if step % 2 == 0:
+            difference_NC = cond_NC - said(model, request.negative_text, x_NC, time, one.grid)
+        velocity_NC = guide(cond_NC, cond_NC - difference_NC, guidance, rescale=model.guidance_rescale)
+        x_NC = x_NC + (following - time) * velocity_NC
+        torch.testing.assert_close(one.tokens_NC, x_NC, rtol=1e-4, atol=1e-4)
+    (all_of_it,) = denoise(
+        model,
+        [request],
+        sampler=model.registry.parse("samplers", {"type": "flow-euler", "steps": 5}),
+        guidance=guidance,
+    )
+    assert float((one.tokens_NC - all_of_it).abs().max()) > 1e-3
+    (again,) = denoise(
+        model,
+        [request],
+        sampler=model.registry.parse("samplers", {"type": "flow-euler", "steps": 5}),
+        guidance=guidance,
+        reuse_guidance=True,
+    )
+    torch.testing.assert_close(again, one.tokens_NC, rtol=0, atol=1e-5)

@@ -67,6 +67,14 @@ def lens_stages() -> Iterator[StageSpec]:
         makes="captions",
     )
     yield StageSpec(
+        name="change-captions",
+        summary="Make caption arms by rule: shorter, mixed, shuffled, with less said or with errors; and measure them.",
+        config="lens_caption.stages.change_captions.config:ChangeCaptionsConfig",
+        target="lens_caption.stages.change_captions.stage:run",
+        takes=("captions",),
+        makes="captions",
+    )
+    yield StageSpec(
         name="caption-review",
         summary="Make a caption layer of what people decided with `lens caption review`.",
         config="lens_caption.review.config:CaptionReviewStageConfig",

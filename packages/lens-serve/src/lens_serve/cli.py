@@ -59,9 +59,11 @@ def serve(
         overrides=set_ or (),
     )
     if ray:
-        from lens_serve.scale.ray_serve import serve_on_ray
+        from lens_core.specs import load_dotted
 
-        serve_on_ray(settings, say=_say)
+        load_dotted("lens_serve.scale.ray_serve:serve_on_ray", asked_by="--ray", extra="lens-serve[ray]")(
+            settings, say=_say
+        )
         return
     from lens_serve.launch import serve_settings
 

@@ -161,6 +161,7 @@ def denoise(
     guidance: float | None = None,
     on_batch: Callable[[int], None] | None = None,
     on_step: Callable[[int, float, list[Tensor]], None] | None = None,
+    reuse_guidance: bool = False,
     reference_rounding: bool = False,
     max_batch_tokens: int = MAX_BATCH_TOKENS,
 ) -> list[Tensor]:
@@ -174,13 +175,22 @@ def denoise(
         on_batch: called after each batch with the number of requests done.
         on_step: called after each step with its number, the time that the first request's tokens have come to, and
             the tokens of the batch's requests.
+        reuse_guidance: see `Drawing`.
         reference_rounding: round the time as the released pipeline does: in thousandths, in the dtype of the weights.
         max_batch_tokens: how much runs at once.
     """
     built = model.registry.build("samplers", sampler or model.sampler)
     scale = _scale(model, guidance)
     drawings = [
-        Drawing(model, request, sampler=built, guidance=scale, clean_NC=clean, reference_rounding=reference_rounding)
+        Drawing(
+            model,
+            request,
+            sampler=built,
+            guidance=scale,
+            clean_NC=clean,
+            reuse_guidance=reuse_guidance,
+            reference_rounding=reference_rounding,
+        )
         for request, clean in zip(requests, encode_starts(model, requests), strict=True)
     ]
     sizes = [one.grid[0] * one.grid[1] + _length(one.request.text) for one in drawings]
@@ -225,12 +235,12 @@ def _finish(
 ) -> None:
     """Take all steps of some drawings; one that starts with a picture may have fewer than its neighbours."""
     step, pack = 0, Pack(model, batch)
-    while pack.drawings:
+    while True:
         pack.step()
         if on_step:
             on_step(step, float(batch[0].time), [one.tokens_NC for one in batch])
         step += 1
-        if any(one.done for one in pack.drawings):
+        if pack.stale:
             ahead = [one for one in pack.drawings if not one.done]
             if not ahead:
                 return

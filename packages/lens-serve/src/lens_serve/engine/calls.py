@@ -74,7 +74,7 @@ class Calls:
         except Exception as error:
             return Outcome(dict.fromkeys(jobs, error), 0.0)
         taken = {job: job.drawing.taken for job in jobs}
-        sequences = [sequence for job in jobs for sequence in job.entry.sequences]
+        sequences = [sequence for job in jobs for sequence in job.next_sequences]
         predicted_s = cost.tick_s(sequences)
 
         def work(some: Sequence[Job]) -> None:
@@ -82,7 +82,7 @@ class Calls:
                 self._packed(waiting).step()
 
         outcome = self._call("denoise", predicted_s, jobs, work)
-        self._pulse.ticked(sequences, outcome.seconds, predicted_s)
+        self._pulse.ticked(draw.model, sequences, outcome.seconds, predicted_s)
         if not outcome.failed:
             cost.observe_tick(sequences, outcome.seconds)
         return outcome
@@ -105,7 +105,7 @@ class Calls:
 
     def _packed(self, jobs: list[Job]) -> Pack:
         """Jobs that share a call; what a pack has prepared is kept while it stays together."""
-        if self._pack is None or self._pack[0] != jobs:
+        if self._pack is None or self._pack[0] != jobs or self._pack[1].stale:
             self._pack = jobs, Pack(jobs[0].model.loaded, [job.drawing for job in jobs])
         return self._pack[1]
 

@@ -109,6 +109,11 @@ class Job:
         return tuple(Sequence(image_tokens=height * width, text_tokens=tokens) for tokens in branches)
 
     @property
+    def next_sequences(self) -> tuple[Sequence, ...]:
+        """Its branches in the next step. A fast job leaves one out now and then, which the scheduler does not count."""
+        return self.entry.sequences if self.drawing.guided else self.entry.sequences[:1]
+
+    @property
     def steps_left(self) -> int:
         """Until it can be decoded."""
         return self.drawing.steps - self.drawing.taken

@@ -143,7 +143,14 @@ class EngineModel:
     def begin(self, job: Job) -> Drawing:
         """The noise of a job, and the tokens of the picture that it starts from."""
         (clean_NC,) = encode_starts(self.loaded, [job.request])
-        return Drawing(self.loaded, job.request, sampler=job.sampler, guidance=job.draw.guidance, clean_NC=clean_NC)
+        return Drawing(
+            self.loaded,
+            job.request,
+            sampler=job.sampler,
+            guidance=job.draw.guidance,
+            clean_NC=clean_NC,
+            reuse_guidance=job.draw.tier == "fast",
+        )
 
     @torch.inference_mode()
     def decode(self, job: Job) -> np.ndarray:

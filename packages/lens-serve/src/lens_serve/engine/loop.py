@@ -78,7 +78,7 @@ class Engine:
         self.scheduler = Scheduler(settings, costs, knee_tokens)
         self._channel, self._models = channel, models
         self._device = next(iter(models.values())).loaded.device
-        self._pulse = Pulse(channel, costs, self.scheduler, self.jobs, self._device)
+        self._pulse = Pulse(channel, costs, self.scheduler, self.jobs, self._device, knee_tokens)
         self._calls = Calls(self._pulse, costs, self._device)
 
     def run(self) -> None:

@@ -141,7 +141,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     steps: int
     guidance: float
     dtype: str
-    tiers: tuple[Tier, ...] = ("exact", "lossless")
+    tiers: tuple[Tier, ...] = ("exact", "lossless", "fast")
     sampler: dict[str, Any] = {}
     loras: tuple[str, ...] = ()
     can_start: bool = True
@@ -171,6 +171,7 @@ class Heartbeat(msgspec.Struct, frozen=True, kw_only=True, tag=True):
         waiting: jobs before their first.
         backlog_s: predicted seconds of all work.
         sequences, tokens: of the last tick.
+        occupancy: these tokens, over those that fill the device.
         tick_s: what it took.
         predicted_s: what was predicted.
         costs: after something was learnt, by model.
@@ -186,6 +187,7 @@ class Heartbeat(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     backlog_s: float
     sequences: int = 0
     tokens: int = 0
+    occupancy: float = 0.0
     tick_s: float = 0.0
     predicted_s: float = 0.0
     costs: dict[str, Costs] | None = None

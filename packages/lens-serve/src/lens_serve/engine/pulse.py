@@ -39,6 +39,7 @@ class Pulse:
         scheduler: whose backlog they report.
         jobs: all of the engine's.
         device: whose memory they report.
+        knee_tokens: that fill the device, of each model.
     """
 
     def __init__(
@@ -48,19 +49,22 @@ class Pulse:
         scheduler: Scheduler,
         jobs: Mapping[str, Job],
         device: torch.device,
+        knee_tokens: Mapping[str, int],
     ):
+        self._knee_tokens = knee_tokens
         self._channel, self._costs, self._scheduler, self._device = channel, costs, scheduler, device
         self._jobs = jobs
         self._ticks = 0
         self._sequences = self._tokens = 0
-        self._tick_s = self._predicted_s = 0.0
+        self._occupancy = self._tick_s = self._predicted_s = 0.0
         self._told: dict[str, Costs] = {}
         self._told_at = 0.0
 
-    def ticked(self, sequences: Sequence[Branch], seconds: float, predicted_s: float) -> None:
+    def ticked(self, model: str, sequences: Sequence[Branch], seconds: float, predicted_s: float) -> None:
         """A tick is over: the next heartbeat tells of it."""
         self._ticks += 1
         self._sequences, self._tokens = len(sequences), sum(sequence.tokens for sequence in sequences)
+        self._occupancy = self._tokens / self._knee_tokens[model]
         self._tick_s, self._predicted_s = seconds, predicted_s
 
     def beat(self, doing: str, expected_s: float) -> None:
@@ -77,6 +81,7 @@ class Pulse:
                 backlog_s=self._scheduler.backlog_s() + sum(map(self._beyond_scheduler_s, jobs)),
                 sequences=self._sequences,
                 tokens=self._tokens,
+                occupancy=self._occupancy,
                 tick_s=self._tick_s,
                 predicted_s=self._predicted_s,
                 costs=self._news(),

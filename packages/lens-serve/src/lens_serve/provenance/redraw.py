@@ -50,6 +50,7 @@ def redraw(
     index: int,
     sampler: ComponentConfig,
     guidance: float,
+    reuse_guidance: bool,
     dtype: str | None,
     loras: Sequence[tuple[str, float]],
     device: DeviceName,
@@ -65,6 +66,7 @@ def redraw(
         seed, index: of the noise.
         sampler: with its options.
         guidance: the scale.
+        reuse_guidance: as the tier `fast` does; see `lens_core.diffusion.drawing.Drawing`.
         dtype: of the denoiser.
         loras: files and scales.
         device: where to draw.
@@ -83,7 +85,7 @@ def redraw(
     loaded.to(pick_device(device))
     with _threads(threads):
         encoded = encode(loaded, [request], guidance=guidance)
-        (tokens_NC,) = denoise(loaded, encoded, sampler=sampler, guidance=guidance)
+        (tokens_NC,) = denoise(loaded, encoded, sampler=sampler, guidance=guidance, reuse_guidance=reuse_guidance)
         (pixels_CHW,) = decode(loaded, encoded, [tokens_NC])
     return Redrawn(
         image_HW3=_bytes(pixels_CHW),

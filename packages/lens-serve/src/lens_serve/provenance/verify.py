@@ -143,6 +143,7 @@ def _draw_again(
         index=said.index,
         sampler=said.sampler,
         guidance=said.guidance,
+        reuse_guidance=said.tier == "fast",
         dtype=said.dtype,
         loras=[(file, one.scale) for file, one in zip(lora, loras, strict=True)],
         device=device,

@@ -180,6 +180,7 @@ class _States(Collector):
             ("lens_waiting_images", "Images before their first step.", "waiting"),
             ("lens_tick_sequences", "Sequences in the last step.", "sequences"),
             ("lens_tick_tokens", "Tokens in the last step.", "tokens"),
+            ("lens_tick_occupancy", "These tokens, over those that fill the device.", "occupancy"),
             ("lens_tick_last_seconds", "What the last step took.", "tick_s"),
             ("lens_tick_predicted_seconds", "What it was predicted to take.", "predicted_s"),
         ]

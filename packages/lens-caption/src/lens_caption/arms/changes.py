@@ -1,0 +1,122 @@
+"""The changes themselves: a caption in, a caption out, the same on every machine and whatever its neighbours say."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import re
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from lens_caption.arms.attributes import falsify, remove
+from lens_caption.arms.config import (
+    AltTextChange,
+    BriefChange,
+    RemoveChange,
+    ShuffleChange,
+    StructuredChange,
+    TruncateChange,
+)
+from lens_caption.arms.vocabulary import VOCABULARIES
+from lens_caption.quality.text import sentences
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from lens_caption.arms.config import Change
+    from lens_caption.arms.vocabulary import Attribute, AttributeClass, VocabularyName
+
+__all__ = ["apply_changes", "lot"]
+
+_PREAMBLE = re.compile(
+    r"^(?:(?:in\s+)?(?:the|this|an?)\s+(?:\w+\s+)?(?:image|picture|photo|photograph|scene|illustration)\s*,?\s*"
+    r"(?:(?:shows|depicts|features|captures|displays|presents|is\s+of|of)\s+)?"
+    r"(?:there\s+(?:is|are)\s+)?|there\s+(?:is|are)\s+)",
+    re.IGNORECASE,
+)
+_CLAUSE = re.compile(r"[,;:–—(]|\s(?:which|that|who|where|while|as|and\s+there)\s", re.IGNORECASE)
+_ARTICLES = {"a", "an", "the"}
+_USELESS = ("image", "photo", "picture", "untitled", "photo {n}", "img_{n}", "screenshot {n}")
+
+
+def lot(*parts: object) -> random.Random:
+    """Random numbers of the parts and of nothing else; only `random()` of it is the same in every version of Python."""
+    digest = hashlib.sha256("\0".join(map(str, parts)).encode()).digest()
+    return random.Random(int.from_bytes(digest, "big"))
+
+
+def apply_changes(
+    text: str, changes: Sequence[Change], vocabulary: VocabularyName, *, seed: int, key: str
+) -> tuple[str, Counter[str]]:
+    """The caption after all changes, in their order, and what they did.
+
+    Returns:
+        the text, and counts for the provenance: `words_cut`, `sentences_moved`, `removed_CLASS`, `facts` that could
+        be wrong and `wrong_facts`.
+    """
+    did: Counter[str] = Counter()
+    for number, change in enumerate(changes):
+        rng = lot(seed, number, change.type, key)
+        before = text
+        if isinstance(change, TruncateChange):
+            text = _truncated(text, change.words)
+        elif isinstance(change, BriefChange):
+            text = _brief(text, change.words)
+        elif isinstance(change, AltTextChange):
+            text = _alt_text(text, change, rng)
+        elif isinstance(change, StructuredChange):
+            text = _structured(text)
+        elif isinstance(change, ShuffleChange):
+            text, did["sentences_moved"] = _shuffled(text, rng)
+        elif isinstance(change, RemoveChange):
+            text = _removed(text, change.classes, VOCABULARIES[vocabulary], did)
+        else:
+            made = falsify(text, VOCABULARIES[vocabulary], change.share, rng, change.classes)
+            text = made.text
+            did += Counter({"facts": made.facts, "wrong_facts": made.wrong})
+        did["words_cut"] += max(0, len(before.split()) - len(text.split()))
+    return text, +did
+
+
+def _truncated(text: str, words: int) -> str:
+    kept = text.split(maxsplit=words)
+    return text if len(kept) <= words else text[: len(text) - len(kept[-1])].rstrip()
+
+
+def _brief(text: str, words: int) -> str:
+    first = next(iter(sentences(text)), "")
+    first = _PREAMBLE.sub("", first, count=1).strip() or first
+    end = _CLAUSE.search(first, min(len(first), 12))  # a comma between the first adjectives ends no clause
+    return _truncated(first[: end.start()] if end else first, words).rstrip(" .,;:!?")
+
+
+def _alt_text(text: str, change: AltTextChange, rng: random.Random) -> str:
+    if rng.random() < change.useless:
+        return _USELESS[int(rng.random() * len(_USELESS))].format(n=int(rng.random() * 1000))
+    said = [word for word in _brief(text, len(text)).lower().split() if word not in _ARTICLES]
+    return " ".join(said[: change.words]).rstrip(" .,;:!?")
+
+
+def _structured(text: str) -> str:
+    first, *rest = sentences(text) or [text]
+    return "\n".join([f"summary: {first}", *(f"detail {number}: {said}" for number, said in enumerate(rest, 1))])
+
+
+def _shuffled(text: str, rng: random.Random) -> tuple[str, int]:
+    said = sentences(text)
+    order = [number for _, number in sorted((rng.random(), number) for number in range(len(said)))]
+    moved = sum(a != b for a, b in enumerate(order))
+    return (" ".join(said[number] for number in order), moved) if moved else (text, 0)
+
+
+def _removed(
+    text: str,
+    classes: Sequence[AttributeClass],
+    vocabulary: Mapping[AttributeClass, Attribute],
+    did: Counter[str],
+) -> str:
+    for name in classes:
+        if name in vocabulary:
+            text, count = remove(text, vocabulary[name])
+            did[f"removed_{name}"] += count
+    return text

@@ -1,0 +1,1 @@
+"""The stage that makes caption arms of earlier layers."""
