@@ -33,7 +33,7 @@ from typing import Any
 import msgspec
 
 from lens_serve.config import EngineSettings
-from lens_serve.engine.cost import CostModel, Sequence
+from lens_serve.engine.cost import Branch, CostModel
 from lens_serve.engine.messages import Costs
 from lens_serve.engine.scheduler import Entry, Scheduler
 
@@ -65,10 +65,10 @@ class Kind:
     guided: bool
 
     @property
-    def sequences(self) -> tuple[Sequence, ...]:
+    def sequences(self) -> tuple[Branch, ...]:
         """Its branches; that of an empty negative has no text."""
         image = (self.side // 16) ** 2
-        return (Sequence(image, TEXT), Sequence(image, 0))[: 1 + self.guided]
+        return (Branch(image, TEXT), Branch(image, 0))[: 1 + self.guided]
 
 
 KINDS = (

@@ -140,13 +140,14 @@ def test_the_command_draws_what_lens_generate_draws(server, lens, tmp_path, tiny
         (["--model", "x", "--host", "0.0.0.0", "--port", "0"], "--insecure"),
         (["--model", "x", "--keys", "nowhere.json", "--port", "0"], "nowhere.json: there is no such file of API keys"),
         (["--model", "x", "--port", "TAKEN"], "choose another with --port"),
+        (["--model", "x", "--port", "0", "--set", "listen.metrics_port=TAKEN"], "choose another, or null"),
     ],
     ids=lambda value: value if isinstance(value, str) else " ".join(value) or "nothing",
 )
 def test_mistakes_are_one_line(start, arguments, words):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        made = start("serve", *(port if word == "TAKEN" else word for word in arguments))
+        made = start("serve", *(word.replace("TAKEN", port) for word in arguments))
         assert made.end() == 2
     mine = [line for line in made.lines if line.startswith("lens: ") and "loading" not in line]
     assert len(mine) == 1

@@ -38,6 +38,38 @@ def test_options_come_before_the_file_and_set_before_both(tmp_path):
     assert settings.listen.keys == str(tmp_path / "keys.json")
 
 
+def test_paths_that_are_typed_start_here(tmp_path, monkeypatch):
+    """Those of a file start where the file is; the two may stand together."""
+    (tmp_path / "conf").mkdir()
+    file = tmp_path / "conf" / "serve.yaml"
+    file.write_text("models:\n- {folder: mine}\noutput: {store: out}\n")
+    monkeypatch.chdir(tmp_path)
+    settings = settings_from(
+        models=["other"], file=str(file), listen={"keys": "keys.json"}, loras=["ink=i.safetensors"]
+    )
+    (model,) = settings.models
+    assert (model.folder, model.loras) == (str(tmp_path / "other"), {"ink": str(tmp_path / "i.safetensors")})
+    assert settings.listen.keys == str(tmp_path / "keys.json")
+    assert settings.output.store == str(tmp_path / "conf" / "out")
+
+
+@pytest.mark.parametrize(
+    ("content", "options"),
+    [
+        ("models: [{folder: x}]\nlisten: 3\n", {"listen": {"port": 1}}),
+        ("models: [{folder: x}]\nrewrite: 5\n", {"rewriter": "scene-expander"}),
+        ("models: {a: b}\n", {"loras": ["ink=f"]}),
+        ("models: 7\n", {}),
+    ],
+)
+def test_options_on_a_malformed_file_are_one_line(tmp_path, content, options):
+    file = tmp_path / "serve.yaml"
+    file.write_text(content)
+    with pytest.raises(ConfigError) as caught:
+        settings_from(file=str(file), **options)
+    assert "\n" not in str(caught.value)
+
+
 def test_the_demo_needs_the_demo(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match="run `make demo` first") as caught:
@@ -55,6 +87,7 @@ def test_the_demo_needs_the_demo(tmp_path, monkeypatch):
     ("options", "words"),
     [
         ({}, "there is no model to serve: give --model FOLDER"),
+        ({"models": ["Name=x"]}, "models[0].name"),
         ({"models": ["a=x", "a=y"]}, "two models have one name"),
         ({"models": ["x"], "loras": ["ink"]}, "--lora: 'ink' is not of the form NAME=FILE"),
         ({"models": ["x"], "loras": ["in/k=f"]}, "models[0].loras"),

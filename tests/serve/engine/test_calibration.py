@@ -7,7 +7,7 @@ import pytest
 
 from lens_core.diffusion.flops import denoiser_flops
 from lens_serve.engine import calibration
-from lens_serve.engine.cost import CostModel, Sequence
+from lens_serve.engine.cost import Branch, CostModel
 from lens_serve.engine.memory import resident_bytes
 
 
@@ -22,14 +22,14 @@ def test_flops_of_a_step_follow_the_models_own_count(model):
     one = CostModel(costs)
     for n, m in [(16, 0), (64, 9), (400, 100), (4096, 415)]:
         whole = denoiser_flops(model.transformer.config, [n], [m]) / 3
-        fixed = denoiser_flops(model.transformer.config, [1], [0]) / 3 - one.flops(Sequence(1, 0))
-        assert one.flops(Sequence(n, m)) == pytest.approx(whole - fixed, rel=1e-6)
+        fixed = denoiser_flops(model.transformer.config, [1], [0]) / 3 - one.flops(Branch(1, 0))
+        assert one.flops(Branch(n, m)) == pytest.approx(whole - fixed, rel=1e-6)
 
 
 def test_what_is_measured_predicts_what_it_was_measured_on(model):
     costs, knee = calibration.measured(model)
     one = CostModel(costs)
-    own = Sequence(image_tokens=16, text_tokens=8)
+    own = Branch(image_tokens=16, text_tokens=8)
     assert costs.flops_per_s > 1e6
     assert min(costs.tick_s, costs.encode_token_s, costs.decode_pixel_s) >= 0
     assert one.tick_s([own]) > 0

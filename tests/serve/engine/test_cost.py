@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lens_serve.engine.cost import CostModel, Sequence, calibrate
+from lens_serve.engine.cost import Branch, CostModel, calibrate
 from lens_serve.engine.messages import Costs
 
 # The 3.8b model on an H100, as a study counted and estimated it.
@@ -27,16 +27,16 @@ COSTS = Costs(
     decode_s=2e-3,
     decode_pixel_s=2.5e-8,
 )
-TURBO = (Sequence(4096, 150),)
-GUIDED = (Sequence(4096, 150), Sequence(4096, 0))
-LADDER = [[Sequence(n, 64)] * copies for n, copies in ((64, 1), (256, 1), (1024, 1), (4096, 1), (4096, 2), (4096, 4))]
+TURBO = (Branch(4096, 150),)
+GUIDED = (Branch(4096, 150), Branch(4096, 0))
+LADDER = [[Branch(n, 64)] * copies for n, copies in ((64, 1), (256, 1), (1024, 1), (4096, 1), (4096, 2), (4096, 4))]
 
 
 @pytest.mark.parametrize(
     ("side", "text", "tera"), [(512, 150, 3.61), (768, 150, 8.46), (1024, 150, 16.87), (1024, 0, 16.09)]
 )
 def test_flops_are_those_that_were_counted(side, text, tera):
-    assert CostModel(COSTS).flops(Sequence((side // 16) ** 2, text)) == pytest.approx(tera * 1e12, rel=0.005)
+    assert CostModel(COSTS).flops(Branch((side // 16) ** 2, text)) == pytest.approx(tera * 1e12, rel=0.005)
 
 
 def test_a_tick_takes_its_fixed_part_and_its_arithmetic():
@@ -68,7 +68,7 @@ def test_predictions_go_to_where_the_truth_is_and_only_there():
         model.observe_encode(100, fresh.encode_s(100) / 3)
         model.observe_decode(1024**2, 5 * fresh.decode_s(1024**2))
     assert model.tick_s(TURBO) == pytest.approx(3 * fresh.tick_s(TURBO), rel=0.01)
-    assert model.tick_s([Sequence(5000, 0)]) == pytest.approx(3 * fresh.tick_s([Sequence(5000, 0)]), rel=0.01)
+    assert model.tick_s([Branch(5000, 0)]) == pytest.approx(3 * fresh.tick_s([Branch(5000, 0)]), rel=0.01)
     assert model.tick_s(GUIDED) == fresh.tick_s(GUIDED)
     assert model.encode_s(100) == pytest.approx(fresh.encode_s(100) / 3, rel=0.01)
     assert model.decode_s(1024**2) == pytest.approx(5 * fresh.decode_s(1024**2), rel=0.01)
@@ -108,14 +108,14 @@ def test_what_cannot_be_a_duration_teaches_nothing(seconds):
 def test_costs_travel():
     model = CostModel(COSTS)
     for n in (64, 700, 5000):
-        model.observe_tick([Sequence(n, 10)], 0.5)
+        model.observe_tick([Branch(n, 10)], 0.5)
     model.observe_decode(640 * 480, 0.1)
     sent = msgspec.msgpack.decode(msgspec.msgpack.encode(model.costs()), type=Costs)
     other = CostModel(sent)
     assert other.costs() == model.costs()
     assert other.error == model.error > 0
     for n in (70, 600, 4500, 9000):
-        assert other.solo_s([Sequence(n, 20)], 4, 640 * 480) == model.solo_s([Sequence(n, 20)], 4, 640 * 480)
+        assert other.solo_s([Branch(n, 20)], 4, 640 * 480) == model.solo_s([Branch(n, 20)], 4, 640 * 480)
     other.observe_tick(TURBO, 1.0)
     assert model.costs() != other.costs()
     assert model.costs().corrections == sent.corrections
@@ -180,6 +180,6 @@ def test_whatever_is_measured_the_costs_can_be_predicted_with(seconds, repeats):
 
 
 def test_one_rung_is_met_exactly():
-    fitted, knee = calibrate(lambda _: 0.25, COSTS, [[Sequence(256, 30)]], repeats=1)
-    assert CostModel(fitted).tick_s([Sequence(256, 30)]) == pytest.approx(0.25)
+    fitted, knee = calibrate(lambda _: 0.25, COSTS, [[Branch(256, 30)]], repeats=1)
+    assert CostModel(fitted).tick_s([Branch(256, 30)]) == pytest.approx(0.25)
     assert knee == 286

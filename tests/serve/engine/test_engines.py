@@ -13,7 +13,7 @@ import pytest
 
 from lens_core.errors import LensError
 from lens_serve.engine import client as client_module
-from lens_serve.engine.cost import CostModel, Sequence
+from lens_serve.engine.cost import Branch, CostModel
 from lens_serve.engine.engines import EngineError, Engines, Glimpse, Picture, Step
 from lens_serve.engine.forecast import Forecast
 from lens_serve.engine.messages import StartPicture
@@ -103,7 +103,7 @@ def test_backlog_is_what_is_left_to_do():
             assert made.predict_s(wanted) == pytest.approx(0.5 + 4 * 0.34 + 0.25)
             async with aclosing(made.draw(wanted)) as drawing:
                 assert await anext(drawing) == Step(step=1, steps=4)
-                step_s = made.cost("lens").tick_s([Sequence(24, 1)])
+                step_s = made.cost("lens").tick_s([Branch(24, 1)])
                 assert made.backlog_s() == pytest.approx(3 * step_s + 0.25)
             assert made.backlog_s() == 0.0
 
@@ -114,7 +114,7 @@ def test_a_job_in_company_takes_its_part_of_the_ticks():
     cost = CostModel(COSTS)
     asked = {"height": 16, "width": 16, "guidance": 2.0, "negative": "bad"}
     forecast = Forecast(draw("four chars and more", **asked), INFO)
-    branches = [Sequence(16, 5), Sequence(16, 1)]
+    branches = [Branch(16, 5), Branch(16, 1)]
     common = {"steps_left": 4, "begun": False, "knee_tokens": 38 * 5}
     solo_s = cost.solo_s(branches, 4, 256)
     assert forecast.solo_s(cost) == pytest.approx(solo_s)
@@ -131,7 +131,7 @@ def test_a_forecast_heeds_what_was_learnt():
     common = {"steps_left": 4, "begun": True, "knee_tokens": 1, "jobs": 1}
     before = forecast.remaining_s(cost, **common)
     for _ in range(50):
-        cost.observe_tick([Sequence(24, 2)], 2 * cost.tick_s([Sequence(24, 2)]))
+        cost.observe_tick([Branch(24, 2)], 2 * cost.tick_s([Branch(24, 2)]))
     assert forecast.remaining_s(cost, **common) > 1.5 * before
 
 

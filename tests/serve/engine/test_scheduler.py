@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from lens_serve.config import EngineSettings
-from lens_serve.engine.cost import CostModel, Sequence
+from lens_serve.engine.cost import Branch, CostModel
 from lens_serve.engine.messages import Costs
 from lens_serve.engine.scheduler import Entry, Scheduler
 
@@ -40,7 +40,7 @@ def job(side=512, steps=4, *, branches=1, arrived=0.0, group="g", **known):
         id=str(next(IDS)),
         model="lens",
         group=group,
-        sequences=(Sequence(image, 100), Sequence(image, 0))[:branches],
+        sequences=(Branch(image, 100), Branch(image, 0))[:branches],
         steps_left=steps,
         pixels=side * side,
         arrived=arrived,
@@ -254,8 +254,8 @@ def test_every_job_is_done_within_the_bound_of_the_guard(jobs, factor):
 
 def longest_s():
     """No tick takes longer: one of the stretched knee, in as long a sequence as there is."""
-    largest = [Sequence(90 * 90, 100)] * 2
-    return max(COST.tick_s(largest), COST.tick_s([Sequence(int(MOST) // 2, 0)] * 2))
+    largest = [Branch(90 * 90, 100)] * 2
+    return max(COST.tick_s(largest), COST.tick_s([Branch(int(MOST) // 2, 0)] * 2))
 
 
 @pytest.mark.parametrize("factor", [2.0, 8.0])

@@ -8,6 +8,7 @@ from pydantic import Field, StringConstraints
 
 from lens_core.config.base import Config
 from lens_core.config.components import RewriterField, SafetyCheckerField
+from lens_core.storage import urls
 
 __all__ = [
     "AdmissionSettings",
@@ -46,7 +47,7 @@ class ListenSettings(Config):
 
     host: str = Field("127.0.0.1", description="Other than loopback only with keys, or `insecure`.")
     port: int = Field(8000, ge=0, le=65535, description="0: any that is free.")
-    metrics_port: int | None = Field(9090, ge=0, le=65535, description="Of the metrics, on the same host; null: none.")
+    metrics_port: int | None = Field(9464, ge=0, le=65535, description="Of the metrics, on the same host; null: none.")
     allowed_hosts: list[str] = Field([], description="Further names that the server goes by (the Host header).")
     keys: str | None = Field(None, description="The file of API keys that `lens serve keys` writes; null: no keys.")
     insecure: bool = Field(False, description="Listen beyond loopback without keys.")
@@ -141,3 +142,25 @@ class ServeSettings(Config):
     safety: list[SafetyCheckerField] = Field([], description="What may refuse a prompt or an image.")
     output: OutputSettings = Field(OutputSettings(), description="What an image carries, and where it goes.")
     watch: WatchSettings = Field(WatchSettings(), description="What is told about the server.")
+
+    def at(self, base: str) -> ServeSettings:
+        """The same, with relative paths as seen from the folder `base`; components keep theirs."""
+
+        def moved(value: str | None) -> str | None:
+            return value and urls.resolve(value, base)
+
+        output = self.output
+        paths = {name: moved(getattr(output, name)) for name in ("store", "c2pa_certificate", "c2pa_key")}
+        models = [
+            model.model_copy(
+                update={"folder": moved(model.folder), "loras": {n: moved(path) for n, path in model.loras.items()}}
+            )
+            for model in self.models
+        ]
+        return self.model_copy(
+            update={
+                "models": models,
+                "listen": self.listen.model_copy(update={"keys": moved(self.listen.keys)}),
+                "output": output.model_copy(update=paths),
+            }
+        )

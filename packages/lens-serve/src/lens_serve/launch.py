@@ -5,30 +5,26 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-import socket
 from typing import TYPE_CHECKING
 
 import uvicorn
 
-from lens_core.errors import ConfigError
 from lens_core.registry import load_registry
 from lens_serve.api.app import create_app
 from lens_serve.api.auth import check_listen
+from lens_serve.listening import Http, listening
 from lens_serve.server import Server
 from lens_serve.watch import logs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from lens_core.registry import Registry
-    from lens_serve.config import ListenSettings, ServeSettings
+    from lens_serve.config import ServeSettings
 
 __all__ = ["Serving", "serve_settings"]
 
 _LOOK_S = 0.1
-
-_DEAF_MS = 30_000
-"""How long what was sent to a client may stay unacknowledged: else its connection lies in the kernel for minutes."""
 
 
 class Serving:
@@ -45,11 +41,15 @@ class Serving:
 
     def __init__(self, settings: ServeSettings, registry: Registry, *, say: Callable[[str], None]):
         check_listen(settings.listen)
+        logs.configure(settings.watch)
         self._settings = settings
         self._say = say
-        self._socket = _listening(settings.listen)
+        self._socket = listening(
+            settings.listen.host, settings.listen.port, key="listen.port", advice="choose another with --port"
+        )
         try:
             self._server = Server.build(settings, registry)
+            self._server.metrics.bind(settings.listen)
         except BaseException:
             self._socket.close()
             raise
@@ -65,7 +65,7 @@ class Serving:
 
     async def _run(self, until: Callable[[], bool], told: Callable[[int], None]) -> int:
         server, listen = self._server, self._settings.listen
-        http = _Http(
+        http = Http(
             uvicorn.Config(
                 create_app(server),
                 log_config=None,
@@ -108,18 +108,8 @@ class Serving:
         return ", ".join(model.name for model in self._settings.models)
 
 
-class _Http(uvicorn.Server):
-    """uvicorn without its own handling of signals: it would close the door before anybody inside has finished."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Leave them to whoever runs the server."""
-        yield
-
-
 def serve_settings(settings: ServeSettings, *, say: Callable[[str], None]) -> None:
     """Serve until SIGINT or SIGTERM; a second one does not wait for what runs."""
-    logs.configure(settings.watch)
     serving = Serving(settings, load_registry(), say=say)
     asked = False
 
@@ -134,25 +124,3 @@ def serve_settings(settings: ServeSettings, *, say: Callable[[str], None]) -> No
     with contextlib.suppress(KeyboardInterrupt):
         served = serving.run(until=lambda: asked)
         say(f"stopped; {served} images were served")
-
-
-def _listening(listen: ListenSettings) -> socket.socket:
-    """The socket, before anything slow happens: a port that is taken is said at once."""
-    try:
-        family, _, _, _, address = socket.getaddrinfo(listen.host, listen.port, type=socket.SOCK_STREAM)[0]
-        bound = socket.socket(family, socket.SOCK_STREAM)
-    except OSError as error:
-        raise ConfigError(f"cannot listen on {listen.host!r}: {error.strerror or error}", key="listen.host") from error
-    try:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if hasattr(socket, "TCP_USER_TIMEOUT"):
-            bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _DEAF_MS)
-        bound.bind(address)
-        bound.listen(1024)
-    except OSError as error:
-        bound.close()
-        raise ConfigError(
-            f"cannot listen on {listen.host}:{listen.port}: {error.strerror or error}; choose another with --port",
-            key="listen.port",
-        ) from error
-    return bound

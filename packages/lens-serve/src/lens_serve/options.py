@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ from lens_core.config.yaml import MarkedYaml, parse_yaml
 from lens_core.errors import ConfigError
 from lens_core.registry import load_registry
 from lens_core.storage import urls
-from lens_serve.config import NAME, ServeSettings
+from lens_serve.config import ServeSettings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -50,32 +50,37 @@ def settings_from(
     data = marked.data
     if not isinstance(data, dict):
         raise ConfigError("the settings of a server are a mapping with 'models'", file=file, line=1)
-    if file:
-        _start_paths_at(Path(file).resolve().parent, data)
     if demo:
         models = [_demo(), *models]
         rewriter = rewriter or "scene-expander"
+    # Paths that are typed start here; those of the file, where the file is.
+    here = str(Path.cwd()) if file else ""
     if models:
-        data["models"] = [_model(text) for text in models]
+        data["models"] = [_model(text, here) for text in models]
     if not data.get("models"):
         raise ConfigError(
             "there is no model to serve: give --model FOLDER, or --config FILE, or --demo for what `make demo` trains"
         )
+    changes: dict[str, Any] = {f"listen.{name}": value for name, value in (listen or {}).items()}
+    if keys := changes.get("listen.keys"):
+        changes["listen.keys"] = _typed(keys, here)
     if loras:
-        data["models"][0]["loras"] = dict(_pair(text, "--lora") for text in loras)
+        changes["models.0.loras"] = {name: _typed(path, here) for name, path in (_pair(text) for text in loras)}
     if rewriter:
-        data["rewrite"] = {**(data.get("rewrite") or {}), "rewriter": rewriter}
-    if listen:
-        data["listen"] = {**(data.get("listen") or {}), **listen}
-    for override in overrides:
-        apply_override(data, override)
+        changes["rewrite.rewriter"] = rewriter
+    for change in (*(f"{path}={json.dumps(value)}" for path, value in changes.items()), *overrides):
+        apply_override(data, change)
     registry = load_registry()
     settings = checked(ServeSettings, marked, registry)
     names = [model.name for model in settings.models]
     if len(set(names)) < len(names):
         raise ConfigError(f"two models have one name; say NAME=FOLDER (now: {', '.join(names)})")
     require_libraries(settings, marked, registry)
-    return settings
+    return settings.at(str(Path(file).resolve().parent)) if file else settings
+
+
+def _typed(path: str, here: str) -> str:
+    return urls.resolve(path, here) if here else path
 
 
 def _demo() -> str:
@@ -86,32 +91,15 @@ def _demo() -> str:
     return f"demo={DEMO_MODEL}"
 
 
-def _model(text: str) -> dict[str, str]:
+def _model(text: str, here: str) -> dict[str, str]:
     name, equals, folder = text.partition("=")
-    if equals and re.fullmatch(NAME, name):
-        return {"name": name, "folder": folder}
-    return {"folder": text}
+    if equals and "/" not in name:
+        return {"name": name, "folder": _typed(folder, here)}
+    return {"folder": _typed(text, here)}
 
 
-def _pair(text: str, option: str) -> tuple[str, str]:
+def _pair(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not (equals and name and value):
-        raise ConfigError(f"{text!r} is not of the form NAME=FILE", file=option)
+        raise ConfigError(f"{text!r} is not of the form NAME=FILE", file="--lora")
     return name, value
-
-
-def _start_paths_at(folder: Path, data: dict[str, Any]) -> None:
-    """Make the file's relative paths start at its folder, as in pipelines."""
-
-    def moved(value: Any) -> Any:
-        return str(folder / value) if isinstance(value, str) and urls.is_local(value) else value
-
-    for model in data.get("models") or []:
-        if isinstance(model, dict):
-            model["folder"] = moved(model.get("folder"))
-            if isinstance(model.get("loras"), dict):
-                model["loras"] = {name: moved(path) for name, path in model["loras"].items()}
-    for section, names in (("listen", ["keys"]), ("output", ["store", "c2pa_certificate", "c2pa_key"])):
-        block = data.get(section)
-        if isinstance(block, dict):
-            block |= {name: moved(block[name]) for name in names if name in block}

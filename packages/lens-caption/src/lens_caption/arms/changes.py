@@ -34,7 +34,8 @@ _PREAMBLE = re.compile(
     r"(?:there\s+(?:is|are)\s+)?|there\s+(?:is|are)\s+)",
     re.IGNORECASE,
 )
-_CLAUSE = re.compile(r"[,;:–—(]|\s(?:which|that|who|where|while|as|and\s+there)\s", re.IGNORECASE)
+_MARK = re.compile(r"[,;:–—](?=\s)|\s[–—(]")
+_RELATIVE = re.compile(r"\s(?:which|that|who|where|while|as|and\s+there)\s", re.IGNORECASE)
 _ARTICLES = {"a", "an", "the"}
 _USELESS = ("image", "photo", "picture", "untitled", "photo {n}", "img_{n}", "screenshot {n}")
 
@@ -86,8 +87,10 @@ def _truncated(text: str, words: int) -> str:
 def _brief(text: str, words: int) -> str:
     first = next(iter(sentences(text)), "")
     first = _PREAMBLE.sub("", first, count=1).strip() or first
-    end = _CLAUSE.search(first, min(len(first), 12))  # a comma between the first adjectives ends no clause
-    return _truncated(first[: end.start()] if end else first, words).rstrip(" .,;:!?")
+    ends = [mark.start() for mark in _RELATIVE.finditer(first)]
+    # A comma after fewer than three words stands between adjectives, and ends no clause.
+    ends += [mark.start() for mark in _MARK.finditer(first) if len(first[: mark.start()].split()) >= 3]
+    return _truncated(first[: min(ends, default=len(first))], words).rstrip(" .,;:!?")
 
 
 def _alt_text(text: str, change: AltTextChange, rng: random.Random) -> str:

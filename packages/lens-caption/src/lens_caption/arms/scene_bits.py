@@ -12,8 +12,8 @@ claim fits the object in a quadrant is looked up, and a caption fits an arrangem
 different objects such that all fit. Truth does not matter: a wrong caption states as many bits as a right one. A
 caption that no scene fits, such as one that puts two objects in a quadrant, has no finite number.
 
-The prior is that of all scenes. Scenes of the split "train" lack a fifth of the compositions: under that prior a caption
-that tells the composition states 0.3 bits less.
+The prior is that of all scenes. Scenes of the split "train" lack a fifth of the compositions: under that prior a
+caption that tells the composition states 0.3 bits less.
 """
 
 from __future__ import annotations

@@ -184,10 +184,10 @@ class Admission:
         ends = now + self._room.ahead_s(one) / self._pace.value + alone_s
         deadline = draws[0].deadline
         if deadline is not None and now + alone_s > deadline:
-            raise Refused("deadline", f"This takes about {alone_s:.1f} s even on an idle server, and may not.")
+            raise _too_late(f"This takes about {alone_s:.1f} s even on an idle server", deadline - now)
         promise = self._place(one, ticket, repeated)
         if deadline is not None and ends > deadline:
-            raise Refused("deadline", f"With what waits, this takes about {ends - now:.1f} s, and may not.")
+            raise _too_late(f"With what waits, this takes about {ends - now:.1f} s", deadline - now)
         if promise is not None:
             self._tickets.drop(promise)
         allowance = self._quotas.reserve(key, len(draws), alone_s)
@@ -211,7 +211,7 @@ class Admission:
             retry_after_s = max(1.0, one.level_s / self._pace.value)
             raise Refused("draining", "The server is shutting down.", retry_after_s=retry_after_s, retry=True)
         if excess := self._quotas.exceeded(one.key, images, one.alone_s):
-            raise Refused("quota_exceeded", f"That is {excess}.", retry_after_s=self._quotas.until_tomorrow_s())
+            raise Refused("quota_exceeded", excess, retry_after_s=self._quotas.until_tomorrow_s())
         own = [other for other in self._inside.values() if other.key.id == one.key.id]
         if one.key.max_concurrent is not None and len(own) >= one.key.max_concurrent:
             soonest_s = max(0.1, min(other.ends for other in own) - one.now)
@@ -261,6 +261,10 @@ class Admission:
         # Who reads only whole seconds comes up to one later.
         until = one.now + math.ceil(wait_s) + self._ticket_s
         return self._tickets.promise(one.key, one.asked, one.alone_s, at, until)
+
+
+def _too_late(takes: str, allowed_s: float) -> Refused:
+    return Refused("deadline", f"{takes}, but deadline_ms allows only {max(0.0, allowed_s):.1f} s.")
 
 
 def _asked(draws: Sequence[Draw]) -> int:

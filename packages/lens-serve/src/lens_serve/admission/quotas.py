@@ -68,16 +68,18 @@ class Quotas:
         self._accounts: dict[str, _Account] = {}
 
     def exceeded(self, key: Key, images: int, seconds: float) -> str | None:
-        """What so much more would exceed, for people; None if nothing."""
+        """Why so much more is too much, for people; None if it is not."""
         account = self._account(key)
         if key.images_per_day is not None:
             left = key.images_per_day - account.images - account.held_images
             if images > left:
-                return f"{images} more images than the {max(0, left)} that are left of {key.images_per_day} per day"
+                asked = "1 image" if images == 1 else f"{images} images"
+                return f"This asks for {asked}; {max(0, left)} of today's {key.images_per_day} are left."
         if key.seconds_per_day is not None:
             left_s = key.seconds_per_day - account.seconds - account.held_seconds
             if seconds > left_s:
-                return f"{seconds:.1f} s more than the {max(0.0, left_s):.1f} s that are left of the day's"
+                left_s, of_s = max(0.0, left_s), key.seconds_per_day
+                return f"This takes about {seconds:.1f} s; {left_s:.1f} s of today's {of_s:g} s are left."
         return None
 
     def reserve(self, key: Key, images: int, seconds: float) -> Allowance:

@@ -17,11 +17,12 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine, Sequence
 
     from starlette.requests import Request
+    from starlette.types import Receive
 
     from lens_serve.api.fulfilment import Event
     from lens_serve.api.orders import Order
 
-__all__ = ["ClientGoneError", "collect", "images_answer", "json_answer", "unless_gone", "usage"]
+__all__ = ["ClientGoneError", "client_gone", "collect", "images_answer", "json_answer", "unless_gone", "usage"]
 
 T = TypeVar("T")
 
@@ -43,7 +44,7 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
     Raises:
         ClientGoneError: if it does.
     """
-    task, gone = asyncio.create_task(work), asyncio.create_task(_gone(request))
+    task, gone = asyncio.create_task(work), asyncio.create_task(client_gone(request.receive))
     try:
         await asyncio.wait([task, gone], return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
@@ -55,8 +56,9 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
     return await task
 
 
-async def _gone(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
+async def client_gone(receive: Receive) -> None:
+    """Return when the client has closed the connection."""
+    while (await receive())["type"] != "http.disconnect":
         pass
 
 

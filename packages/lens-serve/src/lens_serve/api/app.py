@@ -18,6 +18,7 @@ from lens_serve.api.auth import Doorkeeper
 from lens_serve.api.errors import ApiError, answer, from_validation, to_api_error
 from lens_serve.api.outermost import BodyLimit, Outermost
 from lens_serve.engine.events import EngineError
+from lens_serve.images.sign import SignError
 from lens_serve.images.store import StoreError
 from lens_serve.images.upload import UploadError
 from lens_serve.safety.gate import Unsafe
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 __all__ = ["create_app"]
 
 EDITS = "/v1/images/edits"
+
+_CODES = {404: "not_found", 405: "method_not_allowed", 408: "timeout", 413: "body_too_large"}
+"""Of what FastAPI and Starlette refuse by themselves; any other is a body that they cannot read."""
 
 
 def create_app(server: Server) -> FastAPI:
@@ -56,7 +60,7 @@ def create_app(server: Server) -> FastAPI:
     app.state.server = server
     for module in (generations, edits, models, jobs, health, web):
         app.include_router(module.router)
-    for foreseen in (ApiError, Refused, Unsafe, EngineError, UploadError, StoreError):
+    for foreseen in (ApiError, Refused, Unsafe, EngineError, UploadError, StoreError, SignError):
         app.add_exception_handler(foreseen, _foreseen)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
@@ -156,7 +160,8 @@ async def _http(request: Request, error: Exception) -> Response:
         405: f"{request.method} is not allowed here.",
     }
     message = messages.get(error.status_code, f"{error.detail}.")
-    return answer(ApiError(error.status_code, message, headers=error.headers))
+    code = _CODES.get(error.status_code, "invalid_value")
+    return answer(ApiError(error.status_code, message, code=code, headers=error.headers))
 
 
 async def _gone(_request: Request, _error: Exception) -> Response:

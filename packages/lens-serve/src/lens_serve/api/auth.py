@@ -17,6 +17,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from lens_core.errors import ConfigError
 from lens_serve.admission.keys import ANONYMOUS, Key, KeyRefusedError
 from lens_serve.api.errors import ApiError, answer
+from lens_serve.listening import is_loopback
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,7 +50,7 @@ def check_listen(listen: ListenSettings) -> None:
     Raises:
         ConfigError: the server would listen beyond this machine, and has no keys.
     """
-    if _is_loopback(listen.host) or listen.keys is not None or listen.insecure:
+    if is_loopback(listen.host) or listen.keys is not None or listen.insecure:
         return
     raise ConfigError(
         f"{listen.host} can be reached from other machines, and there are no API keys: make one with `lens serve keys"
@@ -174,7 +175,3 @@ def _is_address(name: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _is_loopback(host: str) -> bool:
-    return host.lower() == "localhost" or (_is_address(host) and ipaddress.ip_address(host).is_loopback)

@@ -17,6 +17,7 @@ from pydantic import BaseModel, Field
 
 from lens_serve.admission.admission import Refused
 from lens_serve.engine.events import EngineError
+from lens_serve.images.sign import SignError
 from lens_serve.images.store import StoreError
 from lens_serve.images.upload import UploadError
 from lens_serve.safety.gate import CheckFailed, Unsafe
@@ -40,7 +41,7 @@ _NEVER_AGAIN = {"x-should-retry": "false"}
 """OpenAI's clients repeat a request on 409, 429 and 5xx by themselves, unless they are told that it is no use."""
 
 _ENGINE = {
-    "invalid": (400, None, {}),
+    "invalid": (400, "invalid_value", {}),
     "deadline": (504, "deadline", _NEVER_AGAIN),
     "memory": (500, "out_of_memory", _NEVER_AGAIN),
     "not-finite": (500, "not_finite", _NEVER_AGAIN),
@@ -56,7 +57,7 @@ class ErrorBody(BaseModel):
     message: str = Field(description="For people.")
     type: str = Field(description="What kind of error: `invalid_request_error`, `rate_limit_error`, `server_error` …")
     param: str | None = Field(description="Which parameter of the request, if one.")
-    code: str | None = Field(description="For programs.")
+    code: str = Field(description="For programs.")
 
 
 class ErrorAnswer(BaseModel):
@@ -81,7 +82,7 @@ class ApiError(Exception):
         status: int,
         message: str,
         *,
-        code: str | None = None,
+        code: str,
         param: str | None = None,
         headers: Mapping[str, str] | None = None,
     ):
@@ -120,11 +121,14 @@ def to_api_error(error: Exception) -> ApiError | None:
         case CheckFailed():
             return ApiError(500, _sentence(str(error)), code="check_failed")
         case Unsafe():
-            return ApiError(403, _sentence(str(error)), code="content_policy_violation", param="prompt")
+            param = "lens.negative_prompt" if error.where == "negative prompt" else "prompt"
+            return ApiError(403, _sentence(str(error)), code="content_policy_violation", param=param)
         case UploadError():
             return ApiError(400, _sentence(str(error)), code="invalid_image", param="image")
         case StoreError():
             return ApiError(500, _sentence(str(error)), code="storage_failed", headers=_NEVER_AGAIN)
+        case SignError():
+            return ApiError(500, _sentence(str(error)), code="signing_failed", headers=_NEVER_AGAIN)
         case EngineError():
             status, code, headers = _ENGINE[error.reason]
             return ApiError(status, _sentence(error.message), code=code, headers=headers)
@@ -138,7 +142,8 @@ def from_validation(errors: Sequence[Mapping[str, Any]]) -> ApiError:
     if first["type"] == "json_invalid" and len(where) == 0:
         return ApiError(400, "The body is not valid JSON.", code="invalid_json")
     if not where:
-        return ApiError(400, "The body has to be an object; send it as `content-type: application/json`.")
+        message = "The body has to be an object; send it as `content-type: application/json`."
+        return ApiError(400, message, code="invalid_value")
     param = ".".join(where)
     if first["type"] == "missing":
         return ApiError(400, f"Missing required parameter: '{param}'.", code="missing_required_parameter", param=param)

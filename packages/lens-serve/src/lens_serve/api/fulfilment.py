@@ -118,16 +118,19 @@ async def carry_out(server: Server, order: Order) -> AsyncIterator[Event]:
 
 
 async def _decide_on_prompt(server: Server, order: Order) -> Rewritten:
-    """Both what was typed and what is drawn are checked, since a rewriter may add what nobody asked for."""
+    """All that was typed is checked, and what is drawn as well, since a rewriter may add what nobody asked for."""
     try:
         async with asyncio.timeout(None if order.deadline is None else order.deadline - time.monotonic()):
             with _stage(server, "check"):
-                await server.gate.check_prompts(order.prompt)
+                await server.gate.check_prompt(order.prompt, "prompt")
+                if order.negative:
+                    await server.gate.check_prompt(order.negative, "negative prompt")
             with _stage(server, "rewrite"):
-                rewritten = await server.rewriting.rewrite(order.prompt, seed=order.seed, wanted=order.rewrite)
+                seed = order.rewrite_seed
+                rewritten = await server.rewriting.rewrite(order.prompt, seed=seed, wanted=order.rewrite)
             if rewritten.text != order.prompt:
                 with _stage(server, "check"):
-                    await server.gate.check_prompts(order.prompt, rewritten.text)
+                    await server.gate.check_prompt(rewritten.text, "rewritten prompt")
             return rewritten
     except TimeoutError:
         raise ApiError(504, "The deadline has passed.", code="deadline", headers={"x-should-retry": "false"}) from None
@@ -167,7 +170,13 @@ async def _finish(server: Server, order: Order, draw: Draw, rewritten: Rewritten
 
 
 async def _encode(server: Server, order: Order, image_HW3: np.ndarray, receipt: Mapping[str, Any]) -> bytes:
-    return await server.encoders.encode(image_HW3, format=order.format, compression=order.compression, receipt=receipt)
+    return await server.encoders.encode(
+        image_HW3,
+        format=order.format,
+        compression=order.compression,
+        receipt=receipt,
+        from_picture=order.start is not None,
+    )
 
 
 @contextmanager

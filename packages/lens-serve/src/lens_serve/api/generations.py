@@ -13,9 +13,9 @@ from lens_serve.api.auth import ImagesKey  # noqa: TC001 (FastAPI reads annotati
 from lens_serve.api.errors import answers
 from lens_serve.api.fulfilment import carry_out
 from lens_serve.api.idempotency import IdempotencyKey, body_hash
-from lens_serve.api.orders import Place, model_of, order_of, size_of
+from lens_serve.api.orders import Place, generation_order
 from lens_serve.api.recording import Recording
-from lens_serve.api.schemas import Generation, GenerationLens, ImagesAnswer, StreamEvent
+from lens_serve.api.schemas import Generation, ImagesAnswer, StreamEvent
 from lens_serve.api.sse import EventStream, frames
 from lens_serve.watch.logs import note
 
@@ -57,9 +57,7 @@ async def generate(
 ) -> Response:
     """Draw images for a prompt."""
     server: Server = request.app.state.server
-    model = model_of(server, asked.model)
-    size = size_of(asked.size, model, server.settings.bounds)
-    order = order_of(server, asked, asked.lens or GenerationLens(), model=model, size=size, key=key, place=place)
+    order = generation_order(server, asked, key=key, place=place)
     same = Same(idempotency_key, body_hash(request.url.path, asked))
     return await deliver(server, request, order, "image_generation", same, stream=bool(asked.stream))
 
@@ -73,7 +71,7 @@ class Same(NamedTuple):
 
 async def deliver(server: Server, request: Request, order: Order, kind: Kind, same: Same, *, stream: bool) -> Response:
     """Carry an order out and answer with it. Whatever can be refused is refused before the answer begins."""
-    note(request.scope, model=order.model.name, size=order.size, steps=order.steps, n=order.n, prompt=order.prompt)
+    note(request.scope, **order.facts)
     with ExitStack() as held:
         if stream:
             held.enter_context(server.streaming(order.key))
@@ -85,7 +83,7 @@ async def deliver(server: Server, request: Request, order: Order, kind: Kind, sa
             repeated=bool(order.place.repeated),
         )
         recording = await unless_gone(request, begun)
-        held.enter_context(recording.listening())
+        held.callback(recording.leave)
         order, events = recording.order, recording.read()
         headers = {"x-lens-rewrite": recording.started.rewritten.outcome}
         if stream:

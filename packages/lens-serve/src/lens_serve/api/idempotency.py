@@ -49,8 +49,12 @@ class Repeatable(Keepable, Protocol):
         """Whether a repeated request is to be answered with it; otherwise it is tried anew."""
         ...
 
+    def join(self) -> None:
+        """One more is answered from it."""
+        ...
+
     def leave(self) -> None:
-        """Give it up if nobody needs it."""
+        """One who joined needs it no more; it may be given up with the last."""
         ...
 
     async def cancel(self) -> None:
@@ -120,7 +124,9 @@ class Idempotency:
         *,
         repeated: bool = False,
     ) -> T:
-        """What `make` makes, or made for the same request before.
+        """What `make` makes, or made for the same request before. It is joined already; say `leave` at the end.
+
+        To join it later would be too late: whoever else is answered from it may have gone meanwhile.
 
         Args:
             key_id: the API key's.
@@ -146,10 +152,12 @@ class Idempotency:
                     headers={"x-should-retry": "false"},
                 )
             if found is not None and found.value.good:
+                found.value.join()
                 return cast("T", found.value)
         elif repeated:
             flying, making = self._flying.get(slot), self._making.get(slot)
             if flying is not None and flying.good:
+                flying.join()
                 return cast("T", flying)
         begun = making or self._begin(slot, body_hash, make)
         return cast("T", await self._wait(begun, kept=idempotency_key is not None))
@@ -182,12 +190,16 @@ class Idempotency:
     async def _wait(self, making: _Making, *, kept: bool) -> Any:
         making.waiting += 1
         try:
-            return await asyncio.shield(making.task)
+            made = await asyncio.shield(making.task)
+            made.join()
+            return made
         except asyncio.CancelledError:
             if making.waiting == 1 and not kept:
                 making.task.cancel()
                 with contextlib.suppress(asyncio.CancelledError, Exception):
-                    (await making.task).leave()  # made at the last moment
+                    made = await making.task  # at the last moment
+                    made.join()
+                    made.leave()
             raise
         finally:
             making.waiting -= 1

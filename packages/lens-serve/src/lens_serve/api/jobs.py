@@ -22,9 +22,9 @@ from lens_serve.api.errors import ApiError, ErrorBody, answers, to_api_error
 from lens_serve.api.fulfilment import StepEvent, carry_out
 from lens_serve.api.generations import PlaceOf  # noqa: TC001
 from lens_serve.api.idempotency import DAY_S, IdempotencyKey, body_hash
-from lens_serve.api.orders import model_of, order_of, size_of
+from lens_serve.api.orders import generation_order
 from lens_serve.api.recording import Recording
-from lens_serve.api.schemas import Generation, GenerationLens, ImagesAnswer
+from lens_serve.api.schemas import Generation, ImagesAnswer
 from lens_serve.api.shelf import Shelf
 from lens_serve.api.sse import EventStream, frames
 from lens_serve.watch.logs import note
@@ -98,8 +98,11 @@ class Job:
         """Whether a repeated request gets this one: as long as it is known, however it ended."""
         return self in self._jobs
 
-    def leave(self) -> None:
+    def join(self) -> None:
         """A job needs nobody."""
+
+    def leave(self) -> None:
+        """Nor does it mind who goes."""
 
     async def cancel(self) -> None:
         """Give it up; return when all of it has ended."""
@@ -209,11 +212,8 @@ async def create_job(
 ) -> Response:
     """Begin to draw, and answer at once. The body is that of `/v1/images/generations`."""
     server: Server = request.app.state.server
-    model = model_of(server, asked.model)
-    size = size_of(asked.size, model, server.settings.bounds)
-    lens = asked.lens or GenerationLens()
-    order = order_of(server, asked, lens, model=model, size=size, key=key, place=place)
-    note(request.scope, model=order.model.name, size=order.size, steps=order.steps, n=order.n, prompt=order.prompt)
+    order = generation_order(server, asked, key=key, place=place)
+    note(request.scope, **order.facts)
     begun = server.idempotency.once(
         key.id,
         idempotency_key,
@@ -247,6 +247,7 @@ async def watch_job(id: JobId, request: Request, key: ImagesKey, last_event_id: 
     """The events of `/v1/images/generations` with `stream`, from the first on, or from where a reader was cut off."""
     server: Server = request.app.state.server
     recording = server.jobs.of(key, id).recording
+    note(request.scope, **recording.order.facts)
     with ExitStack() as held:
         held.enter_context(server.streaming(key))
         told = frames(recording.order, recording.read(), "image_generation")

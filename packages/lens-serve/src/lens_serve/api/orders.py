@@ -6,19 +6,20 @@ import secrets
 import time
 import uuid
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lens_serve.api.errors import ApiError, suggestion
+from lens_serve.api.schemas import GenerationLens
 from lens_serve.engine.messages import Draw
 
 if TYPE_CHECKING:
     from lens_serve.admission.keys import Key
-    from lens_serve.api.schemas import Format, GenerationLens, Pictures, Quality
+    from lens_serve.api.schemas import Format, Generation, Pictures, Quality
     from lens_serve.config import Bounds, ServeSettings, Tier
     from lens_serve.engine.messages import ModelInfo, StartPicture
     from lens_serve.server import Server
 
-__all__ = ["Order", "Place", "min_side", "model_of", "order_of", "size_of"]
+__all__ = ["Order", "Place", "generation_order", "min_side", "model_of", "order_of", "size_of"]
 
 _LARGEST_SEED = 2**53
 """Of those that the server draws: JavaScript reads no larger integer exactly."""
@@ -45,6 +46,7 @@ class Order:
         seed: asked for, or drawn.
         steps, guidance, tier, lora, lora_scale: how to draw.
         rewrite: whether to rewrite the prompt; None: as the server does.
+        rewrite_seed: of the rewriter's choices; the client's, so that one which was drawn rewrites nothing anew.
         quality: what was asked for in OpenAI's words.
         format, compression: of the files; None: the least loss.
         url: answer with URLs.
@@ -71,6 +73,7 @@ class Order:
     lora: str | None
     lora_scale: float
     rewrite: bool | None
+    rewrite_seed: int
     quality: Quality
     format: Format
     compression: int | None
@@ -92,6 +95,11 @@ class Order:
     def image_tokens(self) -> int:
         """Of one image."""
         return (self.height // self.model.stride) * (self.width // self.model.stride)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the log tells of it."""
+        return {"model": self.model.name, "size": self.size, "steps": self.steps, "n": self.n, "prompt": self.prompt}
 
     def draws(self) -> list[Draw]:
         """One for each image, of the prompt as asked."""
@@ -166,6 +174,17 @@ def min_side(model: ModelInfo, bounds: Bounds) -> int:
     return bounds.min_side or min(256, model.height, model.width)
 
 
+def generation_order(server: Server, asked: Generation, *, key: Key, place: Place) -> Order:
+    """The order that a request for images from words alone comes to.
+
+    Raises:
+        ApiError: 400 for what is out of bounds, 404 for an unknown model or LoRA, 503 while the model loads.
+    """
+    model = model_of(server, asked.model)
+    size = size_of(asked.size, model, server.settings.bounds)
+    return order_of(server, asked, asked.lens or GenerationLens(), model=model, size=size, key=key, place=place)
+
+
 def order_of(
     server: Server,
     asked: Pictures,
@@ -191,7 +210,8 @@ def order_of(
         message = f"The model '{model.name}' has no tier '{lens.tier}' here, but {' and '.join(model.tiers)}."
         raise ApiError(400, message, code="invalid_value", param="lens.tier")
     if asked.response_format == "url" and server.store is None:
-        raise ApiError(400, "This server stores no images; leave 'response_format' out.", param="response_format")
+        message = "This server stores no images; leave 'response_format' out."
+        raise ApiError(400, message, code="invalid_value", param="response_format")
     if asked.output_format in (None, "png") and asked.output_compression not in (None, 100):
         message = "'output_compression' is of 'jpeg' and 'webp'; a PNG loses nothing."
         raise ApiError(400, message, code="invalid_value", param="output_compression")
@@ -214,6 +234,7 @@ def order_of(
         lora=lens.lora,
         lora_scale=1.0 if lens.lora_scale is None else lens.lora_scale,
         rewrite=lens.rewrite,
+        rewrite_seed=lens.seed or 0,
         quality=quality,
         format=asked.output_format or "png",
         compression=asked.output_compression,

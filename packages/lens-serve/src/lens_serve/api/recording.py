@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 from lens_serve.api.errors import ApiError, to_api_error
 from lens_serve.api.fulfilment import PictureEvent, PreviewEvent, Started
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator
 
     from lens_serve.api.fulfilment import Event
     from lens_serve.api.orders import Order
@@ -101,18 +101,13 @@ class Recording:
         if self.error is not None:
             raise self.error
 
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Somebody waits for it as long as this is open."""
+    def join(self) -> None:
+        """Somebody listens from now on, and says `leave` at the end."""
         self._listeners += 1
-        try:
-            yield
-        finally:
-            self._listeners -= 1
-            self.leave()
 
     def leave(self) -> None:
-        """Give it up if nobody listens, unless it is kept."""
+        """Somebody listens no more; with the last it is given up, unless it is kept."""
+        self._listeners -= 1
         if not self._listeners and not self.kept and self._task is not None:
             self._task.cancel()
 

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, Json, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError, ValidationError
 
 from lens_serve.api.errors import suggestion
-from lens_serve.config import Tier  # noqa: TC001
+from lens_serve.config import NAME, Tier
 
 __all__ = [
     "EditForm",
@@ -69,7 +69,7 @@ class GenerationLens(Asked):
     rewrite: bool | None = Field(None, description="Whether the prompt may be rewritten; absent: as the server does.")
     tier: Tier | None = Field(None, description="How exact; absent: the server's own.")
     deadline_ms: int | None = Field(None, ge=1, le=86_400_000, description="After which the images are of no use.")
-    lora: str | None = Field(None, max_length=64, description="One of the model's LoRAs.")
+    lora: str | None = Field(None, pattern=NAME, description="One of the model's LoRAs.")
     lora_scale: float | None = Field(None, ge=-4, le=4, allow_inf_nan=False, description="Its weight; absent: 1.")
 
 
@@ -88,7 +88,7 @@ class Pictures(Asked):
     """What generations and edits have in common."""
 
     prompt: str = Field(min_length=1, max_length=32_000, description="What to draw.")
-    model: str | None = Field(None, max_length=64, description="Absent: the server's first.")
+    model: str | None = Field(None, pattern=NAME, description="Absent: the server's first.")
     n: int | None = Field(None, ge=1, le=10, description="How many images; absent: 1.")
     size: str | None = Field(
         None, pattern=SIZE, description="WIDTHxHEIGHT, or `auto`: the model's own, or that of the image to edit."

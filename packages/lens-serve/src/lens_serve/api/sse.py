@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import msgspec
 from starlette.responses import Response
 
-from lens_serve.api.answers import usage
+from lens_serve.api.answers import client_gone, usage
 from lens_serve.api.errors import ApiError, to_api_error
 from lens_serve.api.fulfilment import PictureEvent, PreviewEvent, Started, StepEvent
 
@@ -139,7 +139,7 @@ class EventStream(Response):
         tasks = [
             asyncio.create_task(self._pump(write)),
             asyncio.create_task(self._beat(write)),
-            asyncio.create_task(_gone(receive)),
+            asyncio.create_task(client_gone(receive)),
         ]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -175,9 +175,3 @@ class _Writer:
     async def __call__(self, data: bytes, *, more: bool = True) -> None:
         async with self._turn, asyncio.timeout(WRITE_S):
             await self._send({"type": "http.response.body", "body": data, "more_body": more})
-
-
-async def _gone(receive: Receive) -> None:
-    """Return when the client has closed the connection."""
-    while (await receive())["type"] != "http.disconnect":
-        pass

@@ -16,7 +16,7 @@ import torch
 from lens_core.diffusion.ragged import RaggedBatch, offsets_of
 from lens_core.diffusion.requests import Request
 from lens_core.diffusion.text_to_image import decode, encode
-from lens_serve.engine.cost import Sequence, calibrate
+from lens_serve.engine.cost import Branch, calibrate
 from lens_serve.engine.messages import Costs
 from lens_serve.engine.trouble import give_back, out_of_memory
 
@@ -46,15 +46,15 @@ def measured(model: LoadedModel) -> tuple[Costs, int]:
         assert request.text is not None
         text_tokens = len(request.text[0])
         costs = _measured_ends(model, text_tokens)
-        own = Sequence(image_tokens=_tokens(model, 1), text_tokens=text_tokens)
+        own = Branch(image_tokens=_tokens(model, 1), text_tokens=text_tokens)
 
-        def measure(sequences: list[Sequence]) -> float:
+        def measure(sequences: list[Branch]) -> float:
             return _tick(model, sequences)
 
         measure([own])
         own_s = measure([own])
         repeats = REPEATS if REPEATS * own_s < BUDGET_S else 1
-        ladder = [[Sequence(image_tokens=_tokens(model, part), text_tokens=text_tokens)] for part in (4, 2)] + [[own]]
+        ladder = [[Branch(image_tokens=_tokens(model, part), text_tokens=text_tokens)] for part in (4, 2)] + [[own]]
         spent_s = 2 * repeats * own_s
         for copies in COPIES:
             if spent_s + copies * own_s > BUDGET_S:
@@ -128,7 +128,7 @@ def _tokens(model: LoadedModel, part: int) -> int:
     return height * width
 
 
-def _tick(model: LoadedModel, sequences: list[Sequence]) -> float:
+def _tick(model: LoadedModel, sequences: list[Branch]) -> float:
     """Seconds of a call of the denoiser; what the tokens are makes no difference."""
     lengths = [sequence.image_tokens for sequence in sequences]
     texts = [sequence.text_tokens for sequence in sequences]

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from lens_serve.engine.messages import Costs
 
-__all__ = ["CostModel", "Price", "Sequence", "calibrate"]
+__all__ = ["Branch", "CostModel", "Price", "calibrate"]
 
 _LEARN = 0.2
 """How far a correction goes towards what was measured just now, in logarithms."""
@@ -42,7 +42,7 @@ waiting: twice that size, in the simulation at load 0.8, takes the share of prom
 
 
 @dataclass(frozen=True)
-class Sequence:
+class Branch:
     """One branch of one picture, as long as the denoiser sees it."""
 
     image_tokens: int
@@ -76,13 +76,13 @@ class CostModel:
         self._corrections = dict(costs.corrections)
         self.error = costs.error
 
-    def flops(self, sequence: Sequence) -> float:
+    def flops(self, sequence: Branch) -> float:
         """Of one step of a sequence."""
         costs = self._costs
         linear = costs.per_image * sequence.image_tokens + costs.per_text * sequence.text_tokens
         return linear + costs.per_square * sequence.tokens**2
 
-    def tick_price(self, sequences: Iterable[Sequence]) -> Price:
+    def tick_price(self, sequences: Iterable[Branch]) -> Price:
         """Of a tick, for `seconds`; the same as long as the model lives."""
         flops, tokens = 0.0, 0
         for sequence in sequences:
@@ -103,7 +103,7 @@ class CostModel:
         """What a price means by now."""
         return price[0] * self._corrections.get(price[1], 1.0)
 
-    def tick_s(self, sequences: Iterable[Sequence]) -> float:
+    def tick_s(self, sequences: Iterable[Branch]) -> float:
         """Of a tick in which these sequences take a step."""
         return self.seconds(self.tick_price(sequences))
 
@@ -115,7 +115,7 @@ class CostModel:
         """Of decoding one picture."""
         return self.seconds(self.decode_price(pixels))
 
-    def solo_s(self, sequences: Iterable[Sequence], steps: int, pixels: int, text_tokens: int | None = None) -> float:
+    def solo_s(self, sequences: Iterable[Branch], steps: int, pixels: int, text_tokens: int | None = None) -> float:
         """Of a whole job that has the device for itself.
 
         Args:
@@ -129,7 +129,7 @@ class CostModel:
             text_tokens = sum(sequence.text_tokens for sequence in branches)
         return self.encode_s(text_tokens) + steps * self.tick_s(branches) + self.decode_s(pixels)
 
-    def observe_tick(self, sequences: Iterable[Sequence], seconds: float) -> None:
+    def observe_tick(self, sequences: Iterable[Branch], seconds: float) -> None:
         """Learn from a tick."""
         self._observe(self.tick_price(sequences), seconds)
 
@@ -160,7 +160,7 @@ class CostModel:
 
 
 def calibrate(
-    measure: Callable[[list[Sequence]], float], costs: Costs, ladder: Iterable[list[Sequence]], *, repeats: int = 3
+    measure: Callable[[list[Branch]], float], costs: Costs, ladder: Iterable[list[Branch]], *, repeats: int = 3
 ) -> tuple[Costs, int]:
     """Fit a model's costs to ticks of growing size, and find the size that fills the device.
 

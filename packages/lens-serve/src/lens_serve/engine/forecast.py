@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lens_serve.engine.cost import Sequence
+from lens_serve.engine.cost import Branch
 
 if TYPE_CHECKING:
     from lens_serve.engine.cost import CostModel, Price
@@ -31,7 +31,7 @@ class Forecast:
         self.steps = draw.steps if draw.start is None else max(1, round(draw.steps * draw.start.strength))
         image = (draw.height // model.stride) * (draw.width // model.stride)
         texts = (draw.prompt, draw.negative) if draw.guidance != 1 else (draw.prompt,)
-        self._branches = tuple(Sequence(image, -(-len(text) // _CHARS_PER_TOKEN)) for text in texts)
+        self._branches = tuple(Branch(image, -(-len(text) // _CHARS_PER_TOKEN)) for text in texts)
         self._tokens = sum(branch.tokens for branch in self._branches)
         self._text_tokens = sum(branch.text_tokens for branch in self._branches)
         self._pixels = draw.height * draw.width

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from lens_core.diffusion.requests import Request, Start, check_requests
 from lens_core.errors import ConfigError
-from lens_serve.engine.cost import Sequence
+from lens_serve.engine.cost import Branch
 from lens_serve.engine.previews import Moments
 from lens_serve.engine.scheduler import Entry
 
@@ -98,18 +98,18 @@ class Job:
         return group if self.shares else (*group, self.draw.id)
 
     @property
-    def guessed_sequences(self) -> tuple[Sequence, ...]:
+    def guessed_sequences(self) -> tuple[Branch, ...]:
         """Its branches, while nobody has counted the tokens of its texts: four characters make one, or so."""
         return self.sequences(len(self.request.prompt) // 4, len(self.request.negative) // 4)
 
-    def sequences(self, text_tokens: int, negative_tokens: int) -> tuple[Sequence, ...]:
+    def sequences(self, text_tokens: int, negative_tokens: int) -> tuple[Branch, ...]:
         """Its branches, by their tokens."""
         height, width = self.request.grid(self.model.info.stride)
         branches = (text_tokens, negative_tokens) if self.guided else (text_tokens,)
-        return tuple(Sequence(image_tokens=height * width, text_tokens=tokens) for tokens in branches)
+        return tuple(Branch(image_tokens=height * width, text_tokens=tokens) for tokens in branches)
 
     @property
-    def next_sequences(self) -> tuple[Sequence, ...]:
+    def next_sequences(self) -> tuple[Branch, ...]:
         """Its branches in the next step. A fast job leaves one out now and then, which the scheduler does not count."""
         return self.entry.sequences if self.drawing.guided else self.entry.sequences[:1]
 

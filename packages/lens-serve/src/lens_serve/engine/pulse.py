@@ -17,8 +17,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from lens_serve.engine.cost import CostModel
-    from lens_serve.engine.cost import Sequence as Branch
+    from lens_serve.engine.cost import Branch, CostModel
     from lens_serve.engine.jobs import Job
     from lens_serve.engine.messages import Costs
     from lens_serve.engine.scheduler import Scheduler

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator, Mapping
 
     from lens_serve.config import EngineSettings
-    from lens_serve.engine.cost import CostModel, Sequence
+    from lens_serve.engine.cost import Branch, CostModel
 
 __all__ = ["Entry", "Scheduler"]
 
@@ -57,7 +57,7 @@ class Entry:
     id: str
     model: str
     group: Hashable
-    sequences: tuple[Sequence, ...]
+    sequences: tuple[Branch, ...]
     steps_left: int
     pixels: int
     key: str = ""

@@ -53,7 +53,13 @@ class Encoders:
         self._threads = ThreadPoolExecutor(settings.threads, thread_name_prefix="encode")
 
     async def encode(
-        self, image_HW3: np.ndarray, *, format: ImageFormat, compression: int | None, receipt: Mapping[str, Any]
+        self,
+        image_HW3: np.ndarray,
+        *,
+        format: ImageFormat,
+        compression: int | None,
+        receipt: Mapping[str, Any],
+        from_picture: bool,
     ) -> bytes:
         """The file of a picture.
 
@@ -63,25 +69,33 @@ class Encoders:
             compression: OpenAI's `output_compression`, the quality of a JPEG or WebP from 0 to 100, which by default it
                 is; a PNG has none.
             receipt: how the picture was made.
+            from_picture: whether somebody's picture was drawn on, which a signature says.
 
         Raises:
             SignError: it cannot be signed, because the certificate has expired for instance.
         """
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, self._encode, image_HW3, format, compression, receipt)
+        return await loop.run_in_executor(
+            self._threads, self._encode, image_HW3, format, compression, receipt, from_picture
+        )
 
     def close(self) -> None:
         """End the threads, after what they are at."""
         self._threads.shutdown(cancel_futures=True)
 
     def _encode(
-        self, image_HW3: np.ndarray, format: ImageFormat, compression: int | None, receipt: Mapping[str, Any]
+        self,
+        image_HW3: np.ndarray,
+        format: ImageFormat,
+        compression: int | None,
+        receipt: Mapping[str, Any],
+        from_picture: bool,
     ) -> bytes:
         shown = receipt if self._prompts else without_prompts(receipt)
         data = encode_image(
             image_HW3, format=format, quality=100 if compression is None else compression, receipt=shown
         )
-        return self._signer.sign(data, MIME_TYPES[format], from_picture="start" in receipt) if self._signer else data
+        return self._signer.sign(data, MIME_TYPES[format], from_picture=from_picture) if self._signer else data
 
 
 def encode_image(

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CheckFailed", "Gate", "Unsafe", "Where"]
 
-Where = Literal["prompt", "rewritten prompt", "image"]
+Where = Literal["prompt", "negative prompt", "rewritten prompt", "image"]
 
 _log = logging.getLogger(__name__)
 
@@ -57,11 +57,9 @@ class Gate:
             (config.type, registry.build("safety_checkers", config)) for config in settings
         ]
 
-    async def check_prompts(self, prompt: str, rewritten: str | None = None) -> None:
+    async def check_prompt(self, text: str, where: Where) -> None:
         """Raise `Unsafe` if a checker refuses what a user wrote, or what was made of it."""
-        await self._ask("check_prompt", prompt, "prompt")
-        if rewritten is not None and rewritten != prompt:
-            await self._ask("check_prompt", rewritten, "rewritten prompt")
+        await self._ask("check_prompt", text, where)
 
     async def check_image(self, image_HW3: np.ndarray) -> None:
         """Raise `Unsafe` if a checker refuses a picture, uint8 [H, W, 3]."""

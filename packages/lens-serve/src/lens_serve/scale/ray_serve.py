@@ -6,7 +6,6 @@ engine is ready. Within a replica everything is as without Ray; nothing is share
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import os
 import secrets
@@ -29,7 +28,9 @@ from ray import serve  # noqa: TID253
 from lens_core.errors import ConfigError, LensError
 from lens_core.registry import load_registry
 from lens_serve.api.app import create_app
+from lens_serve.listening import is_loopback
 from lens_serve.server import Server
+from lens_serve.watch import logs
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -59,6 +60,7 @@ class Replica:
     """
 
     def __init__(self, settings: ServeSettings):
+        logs.configure(settings.watch)
         self._server = Server.build(settings, load_registry())
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -99,7 +101,7 @@ def serve_on_ray(settings: ServeSettings, *, say: Callable[[str], None]) -> None
         LensError: there is no such cluster, or no replica can run on it.
     """
     listen = settings.listen
-    if not _is_loopback(listen.host):
+    if not is_loopback(listen.host):
         raise ConfigError(
             f"with --ray the server listens on this machine only, and {listen.host!r} is open to others: "
             "put a reverse proxy before it",
@@ -168,10 +170,3 @@ def _until_told() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -56,7 +56,7 @@ def log_request(scope: MutableMapping[str, Any], status: int, seconds: float) ->
 
     Args:
         scope: of ASGI.
-        status: of HTTP; 0 if the client went before the answer began.
+        status: of HTTP; 499 if the client went before the answer began.
         seconds: it took.
     """
     state = scope.get("state", {})

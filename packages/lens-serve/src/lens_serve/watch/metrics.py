@@ -6,9 +6,6 @@ Labels take few values, all of them ours: no label holds what a client said.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
-import socket
 from typing import TYPE_CHECKING
 
 import uvicorn
@@ -16,10 +13,11 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessColl
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from lens_core.errors import ConfigError
 from lens_serve.api.auth import Doorkeeper
+from lens_serve.listening import Http, listening
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from lens_serve.admission.admission import Admission
@@ -65,7 +63,8 @@ class Metrics:
         self._seen: dict[int, int] = {}
         self._sampling: asyncio.Task[None] | None = None
         self._answering: asyncio.Task[None] | None = None
-        self._http: _Http | None = None
+        self._http: Http | None = None
+        self._socket: socket.socket | None = None
         self.port: int | None = None
 
     def observe_request(self, route: str, status: int, seconds: float) -> None:
@@ -73,7 +72,7 @@ class Metrics:
 
         Args:
             route: the path as it was registered, without a client's values; "other" for those of no route.
-            status: of HTTP; 0 if the client went before the answer began.
+            status: of HTTP; 499 if the client went before the answer began.
             seconds: it took.
         """
         self._requests.labels(route, str(status)).inc()
@@ -103,6 +102,21 @@ class Metrics:
         """A client went while its request was in a stage."""
         self._cancelled.labels(stage).inc()
 
+    def bind(self, listen: ListenSettings) -> None:
+        """Take the port, if `listen.metrics_port` is not null; `start` does it too, where nobody did before.
+
+        Raises:
+            ConfigError: it is taken.
+        """
+        if self._socket is None and listen.metrics_port is not None:
+            self._socket = listening(
+                listen.host,
+                listen.metrics_port,
+                key="listen.metrics_port",
+                advice="choose another, or null for no metrics",
+            )
+            self.port = self._socket.getsockname()[1]
+
     async def start(self, listen: ListenSettings, keyring: Keyring | None = None) -> None:
         """Answer at `listen.metrics_port`, if it is not null, until `stop`; `port` tells which it is.
 
@@ -114,10 +128,9 @@ class Metrics:
             ConfigError: the port is taken.
         """
         self._sampling = asyncio.create_task(self._sample())
-        if listen.metrics_port is None:
+        self.bind(listen)
+        if self._socket is None:
             return
-        bound = _bound(listen.host, listen.metrics_port)
-        self.port = bound.getsockname()[1]
         told = make_asgi_app(self.registry)
         app = Doorkeeper(told, listen, keyring=lambda _: keyring, purpose="metrics", open_to_all=None)
         config = uvicorn.Config(
@@ -129,8 +142,8 @@ class Metrics:
             ws="none",
             timeout_graceful_shutdown=2,
         )
-        self._http = _Http(config)
-        self._answering = asyncio.create_task(self._http.serve(sockets=[bound]))
+        self._http = Http(config)
+        self._answering = asyncio.create_task(self._http.serve(sockets=[self._socket]))
 
     async def stop(self) -> None:
         """No socket or task is left when this returns."""
@@ -140,7 +153,9 @@ class Metrics:
         if self._http is not None and self._answering is not None:
             self._http.should_exit = True
             await self._answering
-        self._sampling = self._answering = self._http = self.port = None
+        if self._socket is not None:
+            self._socket.close()
+        self._sampling = self._answering = self._http = self._socket = self.port = None
 
     async def _sample(self) -> None:
         """Ticks are told by heartbeats, of which the last one is known: several ticks may pass between two looks."""
@@ -215,15 +230,6 @@ class _States(Collector):
         yield _gauge("lens_draining", "1 if the server is shutting down.", [], {(): float(admission.draining)})
 
 
-class _Http(uvicorn.Server):
-    """uvicorn without its own handling of signals: the server in whose process this runs has its own."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Leave them to others."""
-        yield
-
-
 def _gauge(
     name: str, text: str, labels: Sequence[str], values: Mapping[tuple[str, ...], float | None]
 ) -> GaugeMetricFamily:
@@ -232,13 +238,3 @@ def _gauge(
         if value is not None:
             family.add_metric(of, value)
     return family
-
-
-def _bound(host: str, port: int) -> socket.socket:
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        return socket.create_server(address[:2], family=family)
-    except OSError as error:
-        why = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
-        message = f"cannot listen on {host}:{port}: {why}; choose another, or null for no metrics"
-        raise ConfigError(message, key="listen.metrics_port") from error

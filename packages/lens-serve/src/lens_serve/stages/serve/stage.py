@@ -27,7 +27,7 @@ def run(config: ServeStageConfig, context: StageContext) -> dict[str, Any]:
     settings = ServeSettings(
         models=[ServedModel(name=artifact.name, folder=artifact.url) for artifact in context.inputs],
         **{name: getattr(config, name) for name in ServeSettings.model_fields if name != "models"},
-    )
+    ).at(context.base)
     began = time.monotonic()
 
     def over() -> bool:
