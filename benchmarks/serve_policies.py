@@ -332,7 +332,7 @@ def simulate(
         now += seconds
         scheduler.took(members, seconds, now)
         for entry in members:
-            entry.steps_left -= 1
+            entry.taken += 1
             if not entry.steps_left:
                 now += model.decode_s(entry.pixels)
                 scheduler.remove(entry.id)
@@ -351,7 +351,7 @@ def _entry(id: str, arrival: Arrival) -> Entry:
         model="lens",
         group="lens",
         sequences=kind.sequences,
-        steps_left=kind.steps,
+        steps=kind.steps,
         pixels=kind.side**2,
         key=arrival.key,
         arrived=arrival.time,

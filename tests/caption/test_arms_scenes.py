@@ -232,6 +232,7 @@ def test_bits_of_single_facts():
     assert bits_stated(SceneClaims(background="pink")) == pytest.approx(2)
     assert bits_stated(SceneClaims(count=2)) == pytest.approx(math.log2(3))
     assert bits_stated(SceneClaims(count=1, objects=(ObjectClaim(size="small"),))) == pytest.approx(math.log2(6))
-    scene = Scene(background="pink", objects=(SceneObject(colour="red", shape="cross", size="small", quadrant="upper left"),))  # fmt: skip
+    item = SceneObject(colour="red", shape="cross", size="small", quadrant="upper left")
+    scene = Scene(background="pink", objects=(item,))
     assert is_true(SceneClaims(objects=(ObjectClaim("red", "cross", "small", "upper left"),)), scene)
     assert not is_true(SceneClaims(objects=(ObjectClaim("red", "cross", "large"),)), scene)

@@ -62,7 +62,7 @@ def arms(tmp_path, lens_registry):
 
 
 def test_a_pipeline_from_scenes_to_arms(tmp_path, lens_registry):
-    """Through the real runner, as an experiment would; dense says more than brief, noise lies, the arms name their source."""
+    """Through the real runner, as in an experiment: less is said, noise lies, and rows name their source."""
     file = tmp_path / "pipeline.yaml"
     file.write_text(
         yaml.safe_dump(
@@ -98,8 +98,8 @@ def test_a_pipeline_from_scenes_to_arms(tmp_path, lens_registry):
             }
         )
     )
-    made = run_pipeline(load_pipeline(str(file), lens_registry), lens_registry, progress=Progress(stream=io.StringIO()))
-    by_name = {artifact.name: artifact for artifact in made}
+    pipeline = load_pipeline(str(file), lens_registry)
+    by_name = run_pipeline(pipeline, lens_registry, progress=Progress(stream=io.StringIO()))
     numbers = {name: by_name[name].stats["layers"][name] for name in ("mixed", "no-colour", "noise")}
     assert 0 < numbers["no-colour"]["scene"]["bits"]["mean"] < numbers["noise"]["scene"]["bits"]["mean"]
     assert numbers["no-colour"]["scene"]["true"] == numbers["mixed"]["scene"]["true"] == 1

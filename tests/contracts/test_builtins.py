@@ -327,6 +327,15 @@ class TestCheckCaptions(StageContract):
     stages = (SCENES, DENSE, {"name": "checked", "type": "check-captions", "source": "dense"})
 
 
+class TestChangeCaptions(StageContract):
+    name = "change-captions"
+    stages = (
+        SCENES,
+        DENSE,
+        {"name": "noise", "type": name, "source": "dense", "changes": [{"type": "wrong-facts", "share": 0.1}]},
+    )
+
+
 class TestReviseCaptions(StageContract):
     name = "revise-captions"
 

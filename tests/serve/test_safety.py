@@ -256,13 +256,11 @@ def gate(*refuse):
 
 
 @pytest.mark.anyio
-async def test_both_prompts_are_checked_by_everybody_in_threads():
+async def test_prompts_are_checked_by_everybody_in_threads():
     made, (first, second) = gate("cats", "dogs")
-    await made.check_prompts("birds", "many birds")
+    await made.check_prompt("birds", "prompt")
+    await made.check_prompt("many birds", "rewritten prompt")
     assert first.asked == second.asked == ["birds", "many birds"]
-    await made.check_prompts("fish", None)
-    await made.check_prompts("fish", "fish")
-    assert first.asked[2:] == ["fish", "fish"]
     assert threading.get_ident() not in first.threads | second.threads
 
 
@@ -270,7 +268,7 @@ async def test_both_prompts_are_checked_by_everybody_in_threads():
 async def test_the_first_refusal_decides():
     made, (first, second) = gate("cats", "dogs")
     with pytest.raises(Unsafe) as caught:
-        await made.check_prompts("cats", "dogs")
+        await made.check_prompt("cats", "prompt")
     assert (caught.value.reason, caught.value.where, str(caught.value)) == (
         "no cats here",
         "prompt",
@@ -279,8 +277,8 @@ async def test_the_first_refusal_decides():
     assert not isinstance(caught.value, CheckFailed)
     assert (first.asked, second.asked) == (["cats"], [])
     with pytest.raises(Unsafe) as caught:
-        await made.check_prompts("birds", "dogs")
-    assert (caught.value.reason, caught.value.where) == ("no dogs here", "rewritten prompt")
+        await made.check_prompt("dogs", "negative prompt")
+    assert (caught.value.reason, caught.value.where) == ("no dogs here", "negative prompt")
     with pytest.raises(Unsafe) as caught:
         await made.check_image(IMAGE + 10)
     assert (caught.value.reason, caught.value.where) == ("too bright", "image")
@@ -292,7 +290,7 @@ async def test_a_checker_that_breaks_refuses(caplog):
     made, _ = gate("cats")
     with caplog.at_level(logging.DEBUG):
         with pytest.raises(CheckFailed) as caught:
-            await made.check_prompts("birds", "break")
+            await made.check_prompt("break", "rewritten prompt")
         assert caught.value.where == "rewritten prompt"
         with pytest.raises(CheckFailed, match="could not be checked"):
             await made.check_image(IMAGE + 255)
@@ -304,7 +302,7 @@ async def test_a_checker_that_breaks_refuses(caplog):
 @pytest.mark.anyio
 async def test_without_checkers_everything_passes():
     made = Gate([], REGISTRY)
-    await made.check_prompts("anything", "at all")
+    await made.check_prompt("anything at all", "prompt")
     await made.check_image(IMAGE)
 
 
@@ -313,7 +311,7 @@ async def test_a_request_that_goes_away_need_not_wait_for_the_verdict():
     made, (checker,) = gate("cats")
     held = threading.Event()
     checker.check_prompt = lambda prompt: held.wait(60) and None
-    waiting = asyncio.create_task(made.check_prompts("birds"))
+    waiting = asyncio.create_task(made.check_prompt("birds", "prompt"))
     await asyncio.sleep(0.01)
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):

@@ -271,9 +271,13 @@ def test_deadlines_that_cannot_be_met():
     world = World()
     alone = world.refused(2.0, deadline=world.now + 1.9)
     assert (alone.code, alone.status, alone.retry, alone.retry_after_s) == ("deadline", 504, False, None)
+    assert alone.message == "This takes about 2.00 s even on an idle server, but deadline_ms allows only 1.90 s."
     for _ in range(3):
         world.admit(2.0)
-    assert world.refused(2.0, deadline=world.now + 7.9).code == "deadline"
+    behind = world.refused(2.0, deadline=world.now + 7.9)
+    assert (behind.code, behind.status) == ("deadline", 504)
+    assert behind.message == "With what waits, this takes about 8.00 s, but deadline_ms allows only 7.90 s."
+    assert "only 0.00 s" in world.refused(2.0, deadline=world.now - 1).message
     assert world.admit(2.0, deadline=world.now + 8.1)
     assert world.admit(0.1, deadline=world.now + 0.2)  # goes first
     assert world.admission.inside == 5
@@ -307,6 +311,7 @@ def test_images_of_a_day():
     first = world.admit(0.1, key=some, n=4)
     refused = world.refused(0.1, key=some, n=2)
     assert (refused.code, refused.status, refused.retry) == ("quota_exceeded", 429, False)
+    assert refused.message == "This asks for 2 images; 1 of today's 5 are left."
     assert refused.retry_after_s == DAY_S - 1000
     first.charge(0.1)
     first.charge(0.1)
@@ -323,7 +328,9 @@ def test_seconds_of_a_day():
     world = World()
     some = key("some", seconds_per_day=3.0)
     one = world.admit(1.0, key=some, n=2)
-    assert world.refused(1.1, key=some).code == "quota_exceeded"
+    refused = world.refused(1.1, key=some)
+    assert refused.code == "quota_exceeded"
+    assert refused.message == "This takes about 1.1 s; 1.0 s of today's 3 s are left."
     one.charge(0.2)  # it was quicker than predicted
     one.charge(0.3)
     one.release()

@@ -148,16 +148,23 @@ def test_unknown_models_and_loras(client):
     error = error_of(post(client, {"prompt": "x", "model": "tinny"}), 404)
     assert (error["code"], error["param"]) == ("model_not_found", "model")
     assert "Did you mean 'tiny'?" in error["message"]
-    for name in ("../../etc/passwd", "/etc/passwd", "fox"):
-        error = error_of(post(client, {"prompt": "x", "lens": {"lora": name}}), 404)
-        assert (error["code"], error["param"]) == ("lora_not_found", "lens.lora")
+    error = error_of(post(client, {"prompt": "x", "lens": {"lora": "fox"}}), 404)
+    assert (error["code"], error["param"]) == ("lora_not_found", "lens.lora")
     assert error_of(client.get("/v1/models/nothing"), 404)["code"] == "model_not_found"
     assert error_of(client.get("/v1/models/" + "m" * 65), 400)["param"] == "model"
+
+
+@pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "..", "file:///x", "a\\b", "fox\n", "", "x" * 65])
+def test_names_are_no_paths(client, name):
+    for body, param in (({"model": name}, "model"), ({"lens": {"lora": name}}, "lens.lora")):
+        error = error_of(post(client, {"prompt": "x", **body}), 400)
+        assert (error["code"], error["param"]) == ("invalid_value", param)
 
 
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "", "json"])
 def test_json_has_to_be_called_json(client, kind):
     error = error_of(post(client, {"prompt": "x"}, **{"content-type": kind}), 400)
+    assert error["code"] == "invalid_value"
     assert "application/json" in error["message"]
 
 
@@ -171,10 +178,10 @@ def test_pages_of_others_may_not_ask(client):
 
 
 def test_unknown_paths_and_methods(client):
-    error_of(client.get("/v1/images/nothing"), 404)
-    error_of(client.post("/v1/chat/completions", json={}), 404)
+    assert error_of(client.get("/v1/images/nothing"), 404)["code"] == "not_found"
+    assert error_of(client.post("/v1/chat/completions", json={}), 404)["code"] == "not_found"
     answer = client.get("/v1/images/generations")
-    error_of(answer, 405)
+    assert error_of(answer, 405)["code"] == "method_not_allowed"
     assert answer.headers["allow"] == "POST"
 
 
@@ -193,7 +200,7 @@ def test_large_bodies_of_no_declared_length_are_refused_on_the_way(client):
             yield b" " * 65_536
 
     answer = client.post("/v1/images/generations", content=pieces(), headers={"content-type": "application/json"})
-    error_of(answer, 413)
+    assert error_of(answer, 413)["code"] == "body_too_large"
 
 
 def test_bodies_that_do_not_come(live, monkeypatch):
@@ -201,7 +208,11 @@ def test_bodies_that_do_not_come(live, monkeypatch):
     with socket.create_connection(("127.0.0.1", live.port), timeout=60) as connection:
         head = f"POST /v1/images/generations HTTP/1.1\r\nHost: 127.0.0.1:{live.port}\r\n"
         connection.sendall(f"{head}Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{{".encode())
-        assert connection.recv(64).startswith(b"HTTP/1.1 408 ")
+        answer = b""
+        while not answer.endswith(b"}}"):
+            answer += connection.recv(4096) or pytest.fail(f"it ended with {answer!r}")
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"] == "timeout"
 
 
 @pytest.mark.parametrize("ticket", ["x", "x" * 1024, "AAAA.BBBB", "é".encode("latin-1")])

@@ -169,7 +169,8 @@ def test_stored_images_have_urls(tiny_folder, tmp_path):
 
 
 def test_urls_need_a_store(client):
-    assert error_of(generate(client, response_format="url"), 400)["param"] == "response_format"
+    error = error_of(generate(client, response_format="url"), 400)
+    assert (error["code"], error["param"]) == ("invalid_value", "response_format")
 
 
 def test_who_leaves_is_not_drawn_for(slow):

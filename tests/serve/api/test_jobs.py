@@ -11,6 +11,7 @@ import pytest
 from lens_serve.admission.keys import ANONYMOUS
 from lens_serve.api.errors import ApiError
 from lens_serve.api.fulfilment import PictureEvent, PreviewEvent, Started, StepEvent
+from lens_serve.api.idempotency import Idempotency
 from lens_serve.api.jobs import Jobs
 from lens_serve.api.orders import Order, Place
 from lens_serve.api.recording import Recording
@@ -45,6 +46,7 @@ def order(**changes):
         lora=None,
         lora_scale=1.0,
         rewrite=None,
+        rewrite_seed=0,
         quality="medium",
         format="png",
         compression=None,
@@ -124,7 +126,7 @@ async def test_every_reader_hears_everything():
 @pytest.mark.anyio
 async def test_what_fails_before_it_begins_leaves_nothing():
     drawing = Drawing()
-    drawing.events = [ApiError(429, "No.")]
+    drawing.events = [ApiError(429, "No.", code="queue_full")]
     drawing.go()
     with pytest.raises(ApiError, match="No"):
         await Recording.begin(order(), aiter(drawing))
@@ -133,7 +135,7 @@ async def test_what_fails_before_it_begins_leaves_nothing():
 
 @pytest.mark.anyio
 async def test_what_fails_later_is_told_to_every_reader():
-    drawing = Drawing(StepEvent(0, 1, 2), ApiError(500, "Broken."))
+    drawing = Drawing(StepEvent(0, 1, 2), ApiError(500, "Broken.", code="internal"))
     drawing.go(3)
     recording = await Recording.begin(order(), aiter(drawing))
     for _ in range(2):
@@ -150,11 +152,12 @@ async def test_it_is_given_up_with_its_last_listener():
     drawing = Drawing()
     drawing.go()
     recording = await Recording.begin(order(), aiter(drawing))
-    with recording.listening():
-        with recording.listening():
-            pass
-        await settle()
-        assert not drawing.closed
+    recording.join()
+    recording.join()
+    recording.leave()
+    await settle()
+    assert not drawing.closed
+    recording.leave()
     await settle()
     assert drawing.closed
     assert recording.finished
@@ -169,14 +172,46 @@ async def test_it_goes_on_without_listeners_if_it_is_kept():
     drawing = Drawing()
     drawing.go()
     recording = await Recording.begin(order(), aiter(drawing), kept=True)
-    with recording.listening():
-        pass
+    recording.join()
     recording.leave()
     await settle()
     assert not drawing.closed
     await recording.cancel()
     assert drawing.closed
     await recording.cancel()
+
+
+@pytest.mark.anyio
+async def test_who_repeats_a_request_listens_before_the_first_can_go():
+    """The first goes after the second was handed the recording, and before it reads."""
+    idempotency, drawing = Idempotency(), Drawing(picture())
+    drawing.go()
+    asked = ("key", None, b"body", lambda: Recording.begin(order(), aiter(drawing)))
+    first = await idempotency.once(*asked)
+    second = await idempotency.once(*asked, repeated=True)
+    assert second is first
+    first.leave()
+    await settle()
+    drawing.go(2)
+    assert [event async for event in second.read()] == drawing.events
+    second.leave()
+
+
+@pytest.mark.anyio
+async def test_it_is_given_up_when_all_who_were_handed_it_have_gone():
+    idempotency, drawing = Idempotency(), Drawing(picture())
+    asked = ("key", None, b"body", lambda: Recording.begin(order(), aiter(drawing)))
+    both = [asyncio.create_task(idempotency.once(*asked, repeated=True)) for _ in range(2)]
+    await settle()
+    drawing.go()
+    first, second = await asyncio.gather(*both)
+    assert second is first
+    first.leave()
+    await settle()
+    assert not drawing.closed
+    second.leave()
+    await settle()
+    assert drawing.closed
 
 
 @pytest.mark.anyio

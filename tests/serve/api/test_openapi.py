@@ -40,6 +40,41 @@ def test_requests_are_strict(document):
     assert list(body["content"]) == ["multipart/form-data"]
 
 
+TEXTS = {"prompt", "negative_prompt", "user", "safety_identifier"}
+"""What a client writes freely; all of it is drawn or given back, and none of it opened or fetched."""
+
+
+def fields_of(document, schema):
+    """(name, schema without its null) of all fields of a request's body, those of objects in it included."""
+    if "$ref" in schema:
+        schema = document["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
+    if "contentSchema" in schema:  # JSON in a form's field
+        yield from fields_of(document, schema["contentSchema"])
+    for one in schema.get("anyOf", ()):
+        yield from fields_of(document, one)
+    for name, field in schema.get("properties", {}).items():
+        kinds = [one for one in field.get("anyOf", [field]) if one.get("type") != "null"]
+        yield from ((name, one) for one in kinds)
+        yield from fields_of(document, field)
+
+
+def test_nothing_that_is_sent_names_a_place(document):
+    """No path, no URL: a client cannot make the server open or fetch anything."""
+    bodies = [operation["requestBody"] for operation in operations(document) if "requestBody" in operation]
+    assert len(bodies) == 3
+    seen = set()
+    for body in bodies:
+        (content,) = body["content"].values()
+        for name, field in fields_of(document, content["schema"]):
+            seen.add(name)
+            assert not {"url", "uri", "path", "file", "folder", "callback", "webhook"} & set(name.split("_")), name
+            if field.get("type") == "string" and name not in TEXTS and "enum" not in field and "const" not in field:
+                is_file = field.get("format") == "binary" or "contentMediaType" in field
+                assert is_file or "/" not in field["pattern"], name
+                assert not is_file or name in {"image", "mask", "lens"}, name
+    assert seen >= {*TEXTS, "model", "size", "lora", "image", "mask", "seed", "strength"}
+
+
 def test_bounds_are_those_of_the_server(document, tiny_folder):
     assert kind(document, "GenerationLens", "steps")["maximum"] == 8
     bounds = {"max_images": 2, "max_steps": 7, "max_guidance": 5.0, "max_prompt_chars": 10}

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from lens_serve.api.errors import to_api_error
+from lens_serve.images.sign import SignError
 from lens_serve.rewriters.template import load_template
-from lens_serve.safety.gate import CheckFailed
+from lens_serve.safety.gate import CheckFailed, Gate
 from serve.api.wire import error_of, events_of
 from serve.chat_server import ChatServer, completion
 from serve.live import live_server, settings_for
@@ -78,6 +79,21 @@ def test_what_is_refused_is_neither_rewritten_nor_drawn(client, chat):
     assert chat.asked == []
 
 
+def test_what_is_steered_away_from_is_checked_too(client, chat):
+    body = {"prompt": "a circle", "lens": {"negative_prompt": "no Gun"}}
+    error = error_of(client.post(URL, json=body), 403)
+    assert (error["code"], error["param"]) == ("content_policy_violation", "lens.negative_prompt")
+    assert chat.asked == []
+
+
+def test_without_a_seed_equal_prompts_are_rewritten_once(client, chat):
+    answers = [client.post(URL, json={"prompt": "five circles"}) for _ in range(2)]
+    assert [answer.headers["x-lens-rewrite"] for answer in answers] == ["rewritten", "cached"]
+    assert len({answer.json()["lens"]["seed"] for answer in answers}) == 2  # the images differ all the same
+    assert draw(client, "five circles", seed=2)[0] == "rewritten"  # who throws the dice anew gets other words, too
+    assert len(chat.asked) == 2
+
+
 def test_what_a_rewriter_adds_is_refused_too(client, chat):
     chat.says(completion("A circle, and a gun."))
     error = error_of(client.post(URL, json={"prompt": "four circles"}), 403)
@@ -106,6 +122,33 @@ def test_previews_are_refused_as_well(strict):
     with strict.stream("POST", URL, json=body) as answer:
         told = [event["event"] for event in events_of(answer.iter_lines()) if "data" in event]
     assert told == ["error"]
+
+
+def test_each_text_is_checked_once(tiny_folder, monkeypatch):
+    asked = []
+
+    async def check(_, text, where):
+        asked.append((text, where))
+
+    monkeypatch.setattr(Gate, "check_prompt", check)
+    with ChatServer().running() as chat:
+        chat.says(completion(DENSE))
+        rewriter = {"type": "openai", "model": "m", "base_url": chat.url}
+        settings = settings_for(tiny_folder, rewrite={"rewriter": rewriter, "timeout_s": 30})
+        with live_server(settings) as live, live.http() as client:
+            draw(client, "a circle", negative_prompt="blur")
+            draw(client, "two circles", rewrite=False)
+    assert asked == [
+        ("a circle", "prompt"),
+        ("blur", "negative prompt"),
+        (DENSE, "rewritten prompt"),
+        ("two circles", "prompt"),
+    ]
+
+
+def test_what_cannot_be_signed_need_not_be_tried_again():
+    told = to_api_error(SignError("the image cannot be signed: it has expired"))
+    assert (told.status, told.code, told.headers) == (500, "signing_failed", {"x-should-retry": "false"})
 
 
 def test_a_checker_that_breaks_is_no_fault_of_the_client():

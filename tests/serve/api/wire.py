@@ -52,6 +52,7 @@ def error_of(response: httpx2.Response, status: int) -> dict[str, Any]:
     assert response.headers["x-request-id"]
     (error,) = response.json().values()
     assert set(error) == {"message", "type", "param", "code"}
+    assert error["code"]
     assert error["message"]
     assert error["message"].endswith((".", "?"))
     return error

@@ -27,7 +27,6 @@ import tempfile
 import time
 from pathlib import Path
 
-import msgspec
 import numpy as np
 
 from lens_serve.config import ServeSettings
@@ -43,7 +42,6 @@ from lens_serve.engine.messages import (
     Progress,
     Ready,
     Release,
-    Stop,
     ToEngine,
 )
 from lens_serve.engine.wire import Channel, ChannelClosedError, Slots
@@ -103,7 +101,7 @@ def main():
     for name in ("socket-fd", "memory-fd", "slots", "slot-bytes", "index"):
         parser.add_argument(f"--{name}", type=int)
     args = parser.parse_args()
-    told = msgspec.json.decode(sys.stdin.buffer.read())
+    ServeSettings.model_validate_json(sys.stdin.buffer.read())
     if args.refuse:
         sys.stderr.write("there is no model folder anywhere\n")
         sys.exit(2)
@@ -114,17 +112,7 @@ def main():
         time.sleep(args.seconds)
         while args.mute:
             channel.receive(None)
-        versions = {"threads": str(told["engine"]["threads"])}
-        channel.send(
-            Ready(
-                pid=os.getpid(),
-                device="none",
-                models=[INFO],
-                costs={"lens": COSTS},
-                knee_tokens={"lens": 96},
-                versions=versions,
-            )
-        )
+        channel.send(Ready(device="none", models=[INFO], costs={"lens": COSTS}, knee_tokens={"lens": 96}))
         Scripted(channel, Slots(args.memory_fd, args.slots, args.slot_bytes)).run()
 
 
@@ -144,14 +132,11 @@ class Scripted:
                         self.jobs.pop(message.id, None)
                     case Release():
                         self.free.add(message.slot)
-                    case Stop():
-                        return
             for job in list(self.jobs.values()):
                 self.step(job)
 
     def beat(self, doing, expected_s):
-        beat = Heartbeat(doing=doing, expected_s=expected_s, tick=0, running=len(self.jobs), waiting=0, backlog_s=0.0)
-        self.channel.send(beat)
+        self.channel.send(Heartbeat(doing=doing, expected_s=expected_s, tick=0, running=len(self.jobs), waiting=0))
 
     def step(self, job):
         words = job.prompt.split()

@@ -189,6 +189,25 @@ def test_pauses_double_up_to_a_limit(quick, capfd, command):
     assert [line.split(" in ")[1] for line in said[:4]] == ["0.01 s", "0.02 s", "0.04 s", "0.04 s"]
 
 
+def test_a_mistake_that_no_start_cures_is_said_once(quick, capfd):
+    async def scenario():
+        client = one("--refuse")
+        async with running(client, ready=False):
+            await until(lambda: client.restarts >= 3)
+            client._command = list(COMMAND)  # it is mended,
+            await until(lambda: client.is_ready)
+            client._command = [*COMMAND, "--refuse"]  # and made again
+            os.kill(client.pid, signal.SIGKILL)
+            restarts = client.restarts
+            await until(lambda: client.restarts >= restarts + 3)
+
+    asyncio.run(scenario())
+    lines = [line.removeprefix("engine 0: ") for line in capfd.readouterr().err.splitlines()]
+    assert lines.count("there is no model folder anywhere") == 2
+    ends = [line.split("; ")[2:] for line in lines if "another is started" in line]
+    assert ends == [["as long as it ends like this, nothing more is said"], [], *ends[:1]]
+
+
 def test_health_resets_the_pause(quick, monkeypatch, capfd):
     monkeypatch.setattr(client_module, "_HEALTHY_S", 0.0)
 

@@ -135,6 +135,20 @@ def test_a_forecast_heeds_what_was_learnt():
     assert forecast.remaining_s(cost, **common) > 1.5 * before
 
 
+def test_a_fast_job_takes_its_second_branch_in_every_other_step():
+    cost, asked = CostModel(COSTS), {"steps": 5, "guidance": 3.0, "negative": "bad"}
+    fast, whole = (Forecast(draw(tier=tier, **asked), INFO) for tier in ("fast", "lossless"))
+    branches = [Branch(24, 2), Branch(24, 1)]
+    both_s, first_s = cost.tick_s(branches), cost.tick_s(branches[:1])
+    assert fast.solo_s(cost) == pytest.approx(0.5 + 3 * both_s + 2 * first_s + 0.25)
+    assert whole.solo_s(cost) == pytest.approx(0.5 + 5 * both_s + 0.25)
+    common = {"begun": True, "jobs": 1, "knee_tokens": 96}
+    for steps_left, steps_s in enumerate([0, both_s, both_s + first_s, 2 * both_s + first_s]):
+        assert fast.remaining_s(cost, steps_left=steps_left, **common) == pytest.approx(steps_s + 0.25)
+    unguided = [Forecast(draw(tier=tier, guidance=1.0), INFO).solo_s(cost) for tier in ("fast", "lossless")]
+    assert unguided[0] == unguided[1]
+
+
 def test_a_start_leaves_fewer_steps():
     cost = CostModel(COSTS)
     whole, half = (
@@ -240,16 +254,5 @@ def test_a_slow_reader_holds_up_nobody():
             events = [event async for event in slow]
             assert len(events) < 50
             assert events[-1].image_HW3[0, 0, 0] == 1
-
-    asyncio.run(scenario())
-
-
-@pytest.mark.parametrize(("engine", "threads"), [({}, None), ({"threads": 3}, 3), ({"replicas": 2}, "part")])
-def test_engines_share_the_cores(engine, threads):
-    async def scenario():
-        async with running(engines(**engine)) as made:
-            part = max(1, os.cpu_count() // 2) if threads == "part" else threads
-            said = next(client.said for client in made._clients if client.said)
-            assert said.versions["threads"] == str(part)
 
     asyncio.run(scenario())

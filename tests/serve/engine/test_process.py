@@ -2,37 +2,42 @@
 
 from __future__ import annotations
 
+import os
 import signal
 
 import numpy as np
 import pytest
-import torch
 
-from lens_serve.engine.messages import Stop
 from serve.engine.bench import drawn_alone
 from serve.engine.process import EngineProcess, draw_of, settings_of
 
 
-def test_it_says_what_it_has_and_ends_when_it_is_told_to(tiny_folder, tiny_loras):
+def test_it_says_what_it_has_and_ends_with_its_parent(tiny_folder, tiny_loras):
     with EngineProcess(settings_of(tiny_folder, loras=tiny_loras, warm_up=True, tier="exact")) as engine:
         ready = engine.until_ready()
         assert [type(message).__name__ for message in engine.said[:1]] == ["Ready"]
-        assert ready.pid == engine.process.pid
         (info,) = ready.models
         assert (info.name, info.height, info.width, info.stride) == ("lens", 16, 16, 4)
         assert (info.steps, info.guidance, info.dtype, info.licence) == (3, 3.0, "float32", "MIT")
-        assert info.tiers == ("exact", "lossless")
+        assert info.tiers == ("exact", "lossless", "fast")
         assert info.loras == ("ink", "oil", "dora", "broken")
         assert info.sampler["type"] == "flow-euler"
         assert info.created > 1_600_000_000
         assert ready.costs["lens"].flops_per_s > 0
         assert ready.knee_tokens["lens"] > 0
-        assert ready.versions["torch"] == torch.__version__
         engine.process.send_signal(signal.SIGINT)  # Ctrl-C is the parent's business
         (told,) = engine.drawn(draw_of("a", tier="exact"))
         np.testing.assert_array_equal(told.picture, drawn_alone(tiny_folder, draw_of("a")))
-        engine.send(Stop())
+        engine.channel.close()
         assert engine.ended()[0] == 0
+
+
+@pytest.mark.parametrize("engine", [{"threads": 3}, {"threads": None}, {"threads": None, "replicas": 2}], ids=str)
+def test_engines_share_the_cores(tiny_folder, engine):
+    threads = engine["threads"] or max(1, os.cpu_count() // engine.get("replicas", 1))
+    with EngineProcess(settings_of(tiny_folder, **engine)) as process:
+        (told,) = process.drawn(draw_of("a", steps=1))
+        assert told.drawn.features["threads"] == str(threads)
 
 
 @pytest.mark.parametrize(

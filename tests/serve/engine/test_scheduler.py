@@ -41,7 +41,7 @@ def job(side=512, steps=4, *, branches=1, arrived=0.0, group="g", **known):
         model="lens",
         group=group,
         sequences=(Branch(image, 100), Branch(image, 0))[:branches],
-        steps_left=steps,
+        steps=steps,
         pixels=side * side,
         arrived=arrived,
         **known,
@@ -56,22 +56,28 @@ def scheduler_of(*jobs, costs=COST, knee=KNEE, **options):
 
 
 def tokens_of(members):
-    return sum(sequence.tokens for entry in members for sequence in entry.sequences)
+    return sum(sequence.tokens for entry in members for sequence in entry.next_sequences)
+
+
+def steps_of(entry):
+    """What each step of a job is made of."""
+    lean = entry.sequences[:1] if entry.reuses_guidance else entry.sequences
+    return [lean if number % 2 else entry.sequences for number in range(entry.steps)]
 
 
 def solo_s(entry):
-    return COST.solo_s(entry.sequences, entry.steps_left, entry.pixels, text_tokens=0)
+    return sum(map(COST.tick_s, steps_of(entry)[entry.taken :])) + COST.decode_s(entry.pixels)
 
 
 def tick(scheduler, now):
     """Take one; returns its members, those of them that are done, and when it ends."""
     members = scheduler.next_tick(now)
-    seconds = COST.tick_s(sequence for entry in members for sequence in entry.sequences)
+    seconds = COST.tick_s(sequence for entry in members for sequence in entry.next_sequences)
     scheduler.took(members, seconds, now + seconds)
     now += seconds
     done = []
     for entry in members:
-        entry.steps_left -= 1
+        entry.taken += 1
         if not entry.steps_left:
             assert scheduler.remove(entry.id) is entry
             now += COST.decode_s(entry.pixels)
@@ -101,6 +107,7 @@ JOBS = st.builds(
     branches=st.integers(1, 2),
     arrived=st.floats(0, 2),
     group=st.sampled_from(["plain", "lora"]),
+    reuses_guidance=st.booleans(),
     key=st.sampled_from(["a", "b", "c"]),
 )
 
@@ -116,7 +123,7 @@ def test_nothing_to_do():
 
 def test_who_is_done_soonest_goes_first():
     long, short, half_done = job(1024, 20, branches=2), job(1024, 4), job(1024, 20)
-    half_done.steps_left = 2
+    half_done.taken = 18
     scheduler = scheduler_of(long, short, half_done)
     done, _ = run(scheduler, [])
     assert sorted(done, key=done.get) == [half_done.id, short.id, long.id]
@@ -352,8 +359,8 @@ def test_who_floods_keeps_others_waiting_for_a_round_at_most():
     assert done[other.id] - 8.0 < quantum + 4 * longest_s() + 0.2
     assert sum(at > done[other.id] for at in done.values()) > 100
     for entry in flood:
-        entry.key, entry.steps_left = "other", 4
-    other.steps_left = 4
+        entry.key, entry.taken = "other", 0
+    other.taken = 0
     done, _ = run(scheduler_of(starvation=1e9, ageing=0), [*flood, other])
     assert max(done, key=done.get) == other.id, "with the same key, it comes last"
 
@@ -376,11 +383,41 @@ def test_a_tick_is_charged_by_flops():
     scheduler = scheduler_of(large, small)
     assert scheduler.next_tick(0.0) == [small]
     scheduler.took([large, small], 1.2 * credit, 0.0)
-    large.steps_left = 1
+    large.taken = 4
     assert solo_s(large) < solo_s(small)
     assert scheduler.next_tick(0.0)[0] is small
     scheduler.took([small], credit, 0.0)
     assert scheduler.next_tick(0.0)[0] is large
+
+
+def test_a_fast_job_is_predicted_and_charged_what_it_takes():
+    """Each of its ticks is shared with a job that takes both branches in all steps; they are charged by their part."""
+    fast, whole = (job(512, 7, branches=2, key=key, reuses_guidance=key == "fast") for key in ("fast", "whole"))
+    scheduler = scheduler_of(fast)
+    alone_s = scheduler.backlog_s()
+    scheduler.add(whole)
+    assert solo_s(whole) > 1.1 * alone_s == pytest.approx(1.1 * solo_s(fast))
+    first, second = map(COST.flops, fast.sequences)
+    for number in range(7):
+        before = {key: scheduler._shares.credit(key) for key in ("fast", "whole")}
+        assert tokens_of([fast]) == sum(sequence.tokens for sequence in fast.sequences[: 2 - number % 2])
+        assert scheduler.backlog_s() == pytest.approx(solo_s(fast) + solo_s(whole))
+        scheduler.took([fast, whole], 1e-3, 0.0)
+        own = first + second * (number % 2 == 0)
+        charged = before["fast"] - scheduler._shares.credit("fast")
+        assert charged == pytest.approx(1e-3 * own / (own + first + second))
+        assert charged + before["whole"] - scheduler._shares.credit("whole") == pytest.approx(1e-3)
+        fast.taken = whole.taken = number + 1
+
+
+def test_a_fast_job_leaves_room_in_its_lean_steps():
+    fast, other = job(1024, 5, reuses_guidance=True, branches=2), job(256, 40)
+    assert tokens_of([fast, other]) > 2 * KNEE > 2 * tokens_of([other])
+    scheduler = scheduler_of(fast, other, knee=4500, starvation=1e9, ageing=0, stretch=[1.0])
+    fast.taken = 4
+    assert scheduler.next_tick(0.0) == [other]
+    fast.taken, other.taken = 3, 0
+    assert set(scheduler.next_tick(0.0)) == {fast, other}
 
 
 def test_weights_are_positive_and_ids_unique():
@@ -404,7 +441,7 @@ def test_expired_are_those_past_their_deadline_and_those_that_cannot_make_it():
     )
     scheduler = scheduler_of(fine, hopeless, past, none)
     assert scheduler.expired(10.0) == [hopeless, past]
-    hopeless.steps_left = 3
+    hopeless.taken = 1
     assert scheduler.expired(10.0) == [past]
 
 
@@ -412,11 +449,11 @@ def test_predictions_that_were_learnt_meanwhile_count():
     cost = CostModel(COST.costs())
     entry = job(1024, 4)
     scheduler = scheduler_of(entry, costs=cost)
-    before = scheduler.remaining_s(entry)
+    before = scheduler.backlog_s()
     for _ in range(100):
         cost.observe_tick(entry.sequences, 3 * COST.tick_s(entry.sequences))
         cost.observe_decode(entry.pixels, 3 * COST.decode_s(entry.pixels))
-    assert scheduler.backlog_s() == scheduler.remaining_s(entry) == pytest.approx(3 * before, rel=0.01)
+    assert scheduler.backlog_s() == pytest.approx(3 * before, rel=0.01)
 
 
 class AnythingAtAnyTime(RuleBasedStateMachine):
@@ -453,7 +490,7 @@ class AnythingAtAnyTime(RuleBasedStateMachine):
         self.now += 0.1
         self.scheduler.took(self.members, 0.1, self.now)
         for entry in self.members:
-            entry.steps_left -= 1
+            entry.taken += 1
             if entry.steps_left <= 0 and self.here.pop(entry.id, None):
                 self.scheduler.remove(entry.id)
         self.members = []
@@ -463,13 +500,11 @@ class AnythingAtAnyTime(RuleBasedStateMachine):
         if not hasattr(self, "here"):
             return
         assert len(self.scheduler) == len(self.here)
-        remaining = [self.scheduler.remaining_s(entry) for entry in self.here.values()]
         by_hand = [
-            entry.steps_left * COST.tick_s(entry.sequences) + COST.decode_s(entry.pixels)
+            sum(COST.tick_s(sequences) for sequences in steps_of(entry)[entry.taken :]) + COST.decode_s(entry.pixels)
             for entry in self.here.values()
         ]
-        assert remaining == pytest.approx(by_hand)
-        assert self.scheduler.backlog_s() == pytest.approx(sum(remaining))
+        assert self.scheduler.backlog_s() == pytest.approx(sum(by_hand))
 
 
 AnythingAtAnyTime.TestCase.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)

@@ -31,7 +31,7 @@ DRAW = m.Draw(
     arrived=12.5,
     start=m.StartPicture(pixels=bytes(range(256)), strength=0.5),
 )
-TO_ENGINE = [DRAW, m.Cancel(id="a"), m.Release(slot=3), m.Stop()]
+TO_ENGINE = [DRAW, m.Cancel(id="a"), m.Release(slot=3)]
 COSTS = m.Costs(
     per_image=1,
     per_text=2,
@@ -45,8 +45,8 @@ COSTS = m.Costs(
     decode_pixel_s=10,
 )
 FROM_ENGINE = [
-    m.Ready(pid=7, device="cpu", models=[], costs={"lens": COSTS}, knee_tokens={"lens": 64}, versions={"torch": "2"}),
-    m.Heartbeat(doing="step", expected_s=0.25, tick=9, running=1, waiting=2, backlog_s=3.5),
+    m.Ready(device="cpu", models=[], costs={"lens": COSTS}, knee_tokens={"lens": 64}),
+    m.Heartbeat(doing="step", expected_s=0.25, tick=9, running=1, waiting=2),
     m.Progress(id="a", step=1, steps=4),
     m.Preview(id="a", number=0, height=1, width=2, pixels=b"\0\1\2\3\4\5"),
     m.Drawn(

@@ -29,7 +29,9 @@ def encoders():
 
 
 def encode(encoders, image=RAMP, *, format="png", compression=None, receipt=RECEIPT):
-    return asyncio.run(encoders.encode(image, format=format, compression=compression, receipt=receipt))
+    return asyncio.run(
+        encoders.encode(image, format=format, compression=compression, receipt=receipt, from_picture=False)
+    )
 
 
 @pytest.mark.parametrize("format", MIME_TYPES)
@@ -84,7 +86,9 @@ def test_the_event_loop_goes_on_meanwhile(encoders):
     async def run():
         turns = 0
         tasks = [
-            asyncio.create_task(encoders[0].encode(large, format=format, compression=90, receipt=RECEIPT))
+            asyncio.create_task(
+                encoders[0].encode(large, format=format, compression=90, receipt=RECEIPT, from_picture=False)
+            )
             for format in MIME_TYPES
         ]
         while not all(task.done() for task in tasks):
@@ -100,7 +104,7 @@ def test_the_event_loop_goes_on_meanwhile(encoders):
 def test_closing_leaves_no_thread():
     before = threading.active_count()
     encoders = Encoders(OutputSettings(threads=3))
-    asyncio.run(encoders.encode(RAMP, format="png", compression=None, receipt=RECEIPT))
+    asyncio.run(encoders.encode(RAMP, format="png", compression=None, receipt=RECEIPT, from_picture=False))
     assert threading.active_count() > before
     encoders.close()
     assert threading.active_count() == before

@@ -55,7 +55,7 @@ def settings(tmp_path_factory):
 def test_signed_files_are_intact_and_keep_receipt_and_pixels(settings, format):
     encoders = Encoders(settings)
     try:
-        data = asyncio.run(encoders.encode(IMAGE, format=format, compression=90, receipt=RECEIPT))
+        data = asyncio.run(encoders.encode(IMAGE, format=format, compression=90, receipt=RECEIPT, from_picture=False))
     finally:
         encoders.close()
     state, held, failed, action = examined(data, MIME_TYPES[format])
@@ -86,8 +86,8 @@ def test_a_reader_that_trusts_the_authority_trusts_the_picture(settings):
 def test_what_was_drawn_on_a_picture_is_called_composite(settings):
     encoders = Encoders(settings)
     try:
-        receipt = {**RECEIPT, "start": {"strength": 0.5}}
-        data = asyncio.run(encoders.encode(IMAGE, format="png", compression=None, receipt=receipt))
+        preview = {"preview": 0}  # what it is drawn on does not depend on what its receipt has room for
+        data = asyncio.run(encoders.encode(IMAGE, format="png", compression=None, receipt=preview, from_picture=True))
     finally:
         encoders.close()
     assert examined(data)[3]["digitalSourceType"].endswith("/compositeWithTrainedAlgorithmicMedia")

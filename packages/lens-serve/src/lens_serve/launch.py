@@ -12,6 +12,7 @@ import uvicorn
 from lens_core.registry import load_registry
 from lens_serve.api.app import create_app
 from lens_serve.api.auth import check_listen
+from lens_serve.connection import Connection, raise_file_limit
 from lens_serve.listening import Http, listening
 from lens_serve.server import Server
 from lens_serve.watch import logs
@@ -42,6 +43,7 @@ class Serving:
     def __init__(self, settings: ServeSettings, registry: Registry, *, say: Callable[[str], None]):
         check_listen(settings.listen)
         logs.configure(settings.watch)
+        raise_file_limit()
         self._settings = settings
         self._say = say
         self._socket = listening(
@@ -72,7 +74,7 @@ class Serving:
                 access_log=False,
                 server_header=False,
                 timeout_graceful_shutdown=5,
-                http="httptools",
+                http=Connection,
                 ws="none",
             )
         )

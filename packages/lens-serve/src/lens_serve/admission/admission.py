@@ -184,10 +184,10 @@ class Admission:
         ends = now + self._room.ahead_s(one) / self._pace.value + alone_s
         deadline = draws[0].deadline
         if deadline is not None and now + alone_s > deadline:
-            raise _too_late(f"This takes about {alone_s:.1f} s even on an idle server", deadline - now)
+            raise _too_late(f"This takes about {alone_s:.2f} s even on an idle server", deadline - now)
         promise = self._place(one, ticket, repeated)
         if deadline is not None and ends > deadline:
-            raise _too_late(f"With what waits, this takes about {ends - now:.1f} s", deadline - now)
+            raise _too_late(f"With what waits, this takes about {ends - now:.2f} s", deadline - now)
         if promise is not None:
             self._tickets.drop(promise)
         allowance = self._quotas.reserve(key, len(draws), alone_s)
@@ -264,7 +264,7 @@ class Admission:
 
 
 def _too_late(takes: str, allowed_s: float) -> Refused:
-    return Refused("deadline", f"{takes}, but deadline_ms allows only {max(0.0, allowed_s):.1f} s.")
+    return Refused("deadline", f"{takes}, but deadline_ms allows only {max(0.0, allowed_s):.2f} s.")
 
 
 def _asked(draws: Sequence[Draw]) -> int:

@@ -90,12 +90,13 @@ async def carry_out(server: Server, order: Order) -> AsyncIterator[Event]:
         raise
     events: asyncio.Queue[Event | Exception] = asyncio.Queue()
     tasks: list[asyncio.Task[None]] = []
+    reached = [0.0] * order.n
     try:
         rewritten = await _decide_on_prompt(server, order)
         yield Started(rewritten)
         stage = "draw"
         for draw in draws:
-            drawing = _draw(server, order, msgspec.structs.replace(draw, prompt=rewritten.text), rewritten, events)
+            drawing = _draw(server, order, msgspec.structs.replace(draw, prompt=rewritten.text), rewritten, events, reached)
             tasks.append(asyncio.create_task(drawing))
         admitted.submitted()
         left = order.n
@@ -105,6 +106,7 @@ async def carry_out(server: Server, order: Order) -> AsyncIterator[Event]:
                 raise event
             if isinstance(event, PictureEvent):
                 admitted.charge(admitted.alone_s / order.n)  # whatever the company was
+                reached[event.index] = 0.0
                 left -= 1
             yield event
     except (asyncio.CancelledError, GeneratorExit):
@@ -113,8 +115,12 @@ async def carry_out(server: Server, order: Order) -> AsyncIterator[Event]:
     finally:
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        admitted.release()
+        try:
+            await asyncio.gather(*tasks, return_exceptions=True)
+        finally:  # whoever is cancelled again while waiting
+            # What was drawn and not handed out took time all the same.
+            admitted.charge(admitted.alone_s / order.n * sum(reached), images=0)
+            admitted.release()
 
 
 async def _decide_on_prompt(server: Server, order: Order) -> Rewritten:
@@ -126,8 +132,7 @@ async def _decide_on_prompt(server: Server, order: Order) -> Rewritten:
                 if order.negative:
                     await server.gate.check_prompt(order.negative, "negative prompt")
             with _stage(server, "rewrite"):
-                seed = order.rewrite_seed
-                rewritten = await server.rewriting.rewrite(order.prompt, seed=seed, wanted=order.rewrite)
+                rewritten = await server.rewriting.rewrite(order.prompt, seed=order.rewrite_seed, wanted=order.rewrite)
             if rewritten.text != order.prompt:
                 with _stage(server, "check"):
                     await server.gate.check_prompt(rewritten.text, "rewritten prompt")
@@ -137,14 +142,23 @@ async def _decide_on_prompt(server: Server, order: Order) -> Rewritten:
 
 
 async def _draw(
-    server: Server, order: Order, draw: Draw, rewritten: Rewritten, events: asyncio.Queue[Event | Exception]
+    server: Server,
+    order: Order,
+    draw: Draw,
+    rewritten: Rewritten,
+    events: asyncio.Queue[Event | Exception],
+    reached: list[float],
 ) -> None:
-    """Draw one image and tell all that happens; the last thing is its picture, or what went wrong."""
+    """Draw one image and tell all that happens; the last thing is its picture, or what went wrong.
+
+    `reached` is told which share of its steps was taken.
+    """
     try:
         async with aclosing(server.engines.draw(draw)) as heard:  # type: ignore[type-var]
             async for event in heard:
                 match event:
                     case Step():
+                        reached[draw.index] = event.step / event.steps
                         events.put_nowait(StepEvent(draw.index, event.step, event.steps))
                     case Glimpse():
                         await server.gate.check_image(event.image_HW3)

@@ -83,7 +83,7 @@ async def deliver(server: Server, request: Request, order: Order, kind: Kind, sa
             repeated=bool(order.place.repeated),
         )
         recording = await unless_gone(request, begun)
-        held.callback(recording.leave)
+        held.callback(recording.leave)  # `once` has joined it
         order, events = recording.order, recording.read()
         headers = {"x-lens-rewrite": recording.started.rewritten.outcome}
         if stream:

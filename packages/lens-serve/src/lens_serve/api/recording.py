@@ -41,7 +41,8 @@ class Recording:
         self.events: list[Event] = []
         self.error: Exception | None = None
         self.cancelled = self.finished = False
-        self.nbytes = 0
+        # A picture that it starts from is kept with the order.
+        self.nbytes = 0 if order.start is None else len(order.start.pixels) + len(order.start.mask or b"")
         self._listeners = 0
         self._news = asyncio.Event()
         self._task: asyncio.Task[None] | None = None

@@ -5,10 +5,10 @@
     --memory-fd     memory of `--slots` times `--slot-bytes` bytes, for pictures (see `wire.Slots`)
     --index         which of the replicas it is: each takes a GPU of its own
 
-It says `Ready` first, when its models are loaded and measured; until then it says nothing. It ends when it is told to,
-and at once when the other end of the socket is closed, even amid a call: nobody would want the result.
+It says `Ready` first, when its models are loaded and measured; until then it says nothing. It ends when the other end
+of the socket is closed, at once, even amid a call: nobody would want the result.
 
-Exit codes: 0 told to end, or nobody left to work for; 2 a mistake in the settings or in a model, which another start
+Exit codes: 0 nobody is left to work for; 2 a mistake in the settings or in a model, which another start
 would not cure, told in one line on stderr; 1 anything else: a lost device, or a traceback.
 """
 
@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import platform
 import select
 import signal
 import socket
@@ -28,7 +27,6 @@ from typing import TYPE_CHECKING
 import torch
 from pydantic import BaseModel, ValidationError
 
-from lens_core import __version__
 from lens_core.diffusion.device import pick_device
 from lens_core.errors import LensError
 from lens_core.registry import load_registry
@@ -80,7 +78,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except LensError as error:
         return _told(str(error), 1)
-    return 0
 
 
 def _start(settings: _Settings, channel: Channel, slots: Slots, index: int) -> Engine:
@@ -95,12 +92,10 @@ def _start(settings: _Settings, channel: Channel, slots: Slots, index: int) -> E
         knees[name] = settings.engine.knee_tokens or knees[name]
     channel.send(
         Ready(
-            pid=os.getpid(),
             device=str(device),
             models=[model.info for model in models.values()],
             costs=costs,
             knee_tokens=knees,
-            versions={"lens": __version__, "python": platform.python_version(), "torch": str(torch.__version__)},
         )
     )
     return Engine(

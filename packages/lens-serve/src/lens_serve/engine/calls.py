@@ -42,7 +42,7 @@ class Calls:
 
     def __init__(self, pulse: Pulse, costs: Mapping[str, CostModel], device: torch.device):
         self._pulse, self._costs, self._device = pulse, costs, device
-        self._pack: tuple[list[Job], Pack] | None = None
+        self._packs: list[tuple[list[tuple[Job, bool]], Pack]] = []
 
     def encode(self, jobs: list[Job]) -> Outcome:
         """Prompts to features."""
@@ -74,7 +74,7 @@ class Calls:
         except Exception as error:
             return Outcome(dict.fromkeys(jobs, error), 0.0)
         taken = {job: job.drawing.taken for job in jobs}
-        sequences = [sequence for job in jobs for sequence in job.next_sequences]
+        sequences = [sequence for job in jobs for sequence in job.entry.next_sequences]
         predicted_s = cost.tick_s(sequences)
 
         def work(some: Sequence[Job]) -> None:
@@ -101,13 +101,20 @@ class Calls:
 
     def part(self) -> None:
         """Let go of the jobs that took the last step together: they may be gone before the next."""
-        self._pack = None
+        self._packs = []
 
     def _packed(self, jobs: list[Job]) -> Pack:
-        """Jobs that share a call; what a pack has prepared is kept while it stays together."""
-        if self._pack is None or self._pack[0] != jobs or self._pack[1].stale:
-            self._pack = jobs, Pack(jobs[0].model.loaded, [job.drawing for job in jobs])
-        return self._pack[1]
+        """Jobs that share a call; what a pack has prepared is kept while they stay together.
+
+        Two are kept: with a fast job among them, a company takes its steps with and without second branches by turns.
+        """
+        company = [(job, job.drawing.guided) for job in jobs]
+        for known, pack in self._packs:
+            if known == company:
+                return pack
+        pack = Pack(jobs[0].model.loaded, [job.drawing for job in jobs])
+        self._packs = [(company, pack), *self._packs[:1]]
+        return pack
 
     def _call(self, doing: str, expected_s: float, jobs: list[Job], work: Callable[[Sequence[Job]], None]) -> Outcome:
         def call(some: Sequence[Job]) -> None:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lens_core.errors import LensError
 from lens_serve.engine.cost import CostModel
 from lens_serve.engine.events import EngineError, EngineLostError, Glimpse, Mailbox, Picture, Step
 from lens_serve.engine.messages import (
@@ -127,6 +128,7 @@ class EngineClient:
         self._silent_s = 0.0
         self._writer: asyncio.StreamWriter | None = None
         self._keeper: asyncio.Task[None] | None = None
+        self._mistake: str | None = None  # of the last process, if that is why it ended: it is said once
 
     @property
     def heartbeat_age_s(self) -> float | None:
@@ -170,7 +172,11 @@ class EngineClient:
                 why = f"was lost: {type(error).__name__}: {error}"
             if self._ready_at and time.monotonic() - self._ready_at >= _HEALTHY_S:
                 pause = _FIRST_PAUSE_S
-            self._say(f"{why}; another is started in {pause:g} s")
+            mistake = self.last_line if why == "ended" and self.exit_code == LensError.exit_code else None
+            if mistake is None or mistake != self._mistake:
+                again = "" if mistake is None else "; as long as it ends like this, nothing more is said"
+                self._say(f"{why}; another is started in {pause:g} s{again}")
+            self._mistake = mistake
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LAST_PAUSE_S)
             self.restarts += 1
@@ -257,7 +263,8 @@ class EngineClient:
             *lines, rest = (rest + data).split(b"\n")
             for line in lines:
                 self.last_line = line.decode(errors="replace")
-                self._say(self.last_line)
+                if self.last_line != self._mistake:
+                    self._say(self.last_line)
             rest = rest[-_LONGEST_LINE:]
         if rest:
             self._say(rest.decode(errors="replace"))
@@ -274,6 +281,7 @@ class EngineClient:
                     self.costs.update((name, CostModel(costs)) for name, costs in message.costs.items())
             case Ready():
                 self.said, self.is_ready, self._ready_at, self._silent_s = message, True, time.monotonic(), 0.0
+                self._mistake = None
                 self.costs = {name: CostModel(costs) for name, costs in message.costs.items()}
                 self.knee_tokens = message.knee_tokens
                 self._changed()

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from lens_serve.engine.messages import Costs
 
-__all__ = ["Branch", "CostModel", "Price", "calibrate"]
+__all__ = ["Branch", "CostModel", "Price", "calibrate", "lean_steps"]
 
 _LEARN = 0.2
 """How far a correction goes towards what was measured just now, in logarithms."""
@@ -193,6 +193,11 @@ def calibrate(
     )
     rates = flops / seconds
     return fitted, int(tokens[rates >= _NEAR_PLATEAU * rates.max()].min())
+
+
+def lean_steps(taken: int, steps: int) -> int:
+    """How many steps are left that do without the second branch, in the tier `fast`: every other one, not the first."""
+    return steps // 2 - taken // 2
 
 
 def _fit(flops: np.ndarray, tokens: np.ndarray, seconds: np.ndarray) -> tuple[float, float, float]:

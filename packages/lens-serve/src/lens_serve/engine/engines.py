@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import os
 import sys
 import time
 from dataclasses import dataclass
@@ -82,7 +81,7 @@ class Engines:
         self._changes = asyncio.Event()
         self._stopped = False
         self._clients = [
-            EngineClient(index, _share(settings), command=command, changed=self._changed, loading_s=loading_s)
+            EngineClient(index, settings, command=command, changed=self._changed, loading_s=loading_s)
             for index in range(settings.engine.replicas)
         ]
 
@@ -218,12 +217,3 @@ class Engines:
     def _changed(self) -> None:
         self._changes.set()
         self._changes = asyncio.Event()
-
-
-def _share(settings: ServeSettings) -> ServeSettings:
-    """What each of several engines is told: its part of the cores, if it shall compute on them."""
-    engine = settings.engine
-    if engine.replicas == 1 or engine.threads is not None:
-        return settings
-    threads = max(1, (os.cpu_count() or 1) // engine.replicas)
-    return settings.model_copy(update={"engine": engine.model_copy(update={"threads": threads})})

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from lens_serve.engine.messages import Reason
+
 __all__ = ["EngineError", "EngineLostError", "Glimpse", "Mailbox", "Picture", "Step"]
 
 
@@ -41,9 +43,6 @@ class Picture:
     features: dict[str, str]
 
 
-Reason = Literal["invalid", "deadline", "memory", "not-finite", "internal", "unavailable"]
-
-
 class EngineError(Exception):
     """A picture will not be drawn.
 
@@ -52,9 +51,9 @@ class EngineError(Exception):
         message: one line for the client.
     """
 
-    def __init__(self, reason: Reason, message: str):
+    def __init__(self, reason: Reason | Literal["unavailable"], message: str):
         super().__init__(message)
-        self.reason: Reason = reason
+        self.reason = reason
         self.message = message
 
 

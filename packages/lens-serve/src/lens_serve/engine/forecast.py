@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lens_serve.engine.cost import Branch
+from lens_serve.engine.cost import Branch, lean_steps
 
 if TYPE_CHECKING:
     from lens_serve.engine.cost import CostModel, Price
@@ -32,15 +32,15 @@ class Forecast:
         image = (draw.height // model.stride) * (draw.width // model.stride)
         texts = (draw.prompt, draw.negative) if draw.guidance != 1 else (draw.prompt,)
         self._branches = tuple(Branch(image, -(-len(text) // _CHARS_PER_TOKEN)) for text in texts)
-        self._tokens = sum(branch.tokens for branch in self._branches)
+        self._reuses_guidance = draw.tier == "fast"
         self._text_tokens = sum(branch.text_tokens for branch in self._branches)
         self._pixels = draw.height * draw.width
         self._is_exact = draw.tier == "exact"
-        self._prices: dict[int, Price] = {}  # by how many share a tick: they are asked for again and again
+        self._prices: dict[tuple[int, int], Price] = {}  # by branches and who shares a tick: asked for again and again
 
     def solo_s(self, cost: CostModel) -> float:
         """Seconds of the job when it has an engine for itself."""
-        return cost.solo_s(self._branches, self.steps, self._pixels)
+        return self.remaining_s(cost, steps_left=self.steps, begun=False, jobs=1, knee_tokens=1)
 
     def remaining_s(self, cost: CostModel, *, steps_left: int, begun: bool, jobs: int, knee_tokens: int) -> float:
         """Seconds of an engine that the job still takes when it shares ticks with others.
@@ -55,8 +55,15 @@ class Forecast:
             jobs: that the engine has, this one included.
             knee_tokens: of a tick that fills the device.
         """
-        alike = 1 if self._is_exact else max(1, min(jobs, knee_tokens // self._tokens))
-        if alike not in self._prices:
-            self._prices[alike] = cost.tick_price(self._branches * alike)
+
+        def step_s(branches: tuple[Branch, ...]) -> float:
+            tokens = sum(branch.tokens for branch in branches)
+            alike = 1 if self._is_exact else max(1, min(jobs, knee_tokens // tokens))
+            if (len(branches), alike) not in self._prices:
+                self._prices[len(branches), alike] = cost.tick_price(branches * alike)
+            return cost.seconds(self._prices[len(branches), alike]) / alike
+
+        lean = lean_steps(self.steps - steps_left, self.steps) if self._reuses_guidance else 0
+        steps_s = (steps_left - lean) * step_s(self._branches) + lean * step_s(self._branches[:1])
         text_s = 0.0 if begun else cost.encode_s(self._text_tokens)
-        return text_s + steps_left * cost.seconds(self._prices[alike]) / alike + cost.decode_s(self._pixels)
+        return text_s + steps_s + cost.decode_s(self._pixels)

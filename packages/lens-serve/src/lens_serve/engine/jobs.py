@@ -108,16 +108,6 @@ class Job:
         branches = (text_tokens, negative_tokens) if self.guided else (text_tokens,)
         return tuple(Branch(image_tokens=height * width, text_tokens=tokens) for tokens in branches)
 
-    @property
-    def next_sequences(self) -> tuple[Branch, ...]:
-        """Its branches in the next step. A fast job leaves one out now and then, which the scheduler does not count."""
-        return self.entry.sequences if self.drawing.guided else self.entry.sequences[:1]
-
-    @property
-    def steps_left(self) -> int:
-        """Until it can be decoded."""
-        return self.drawing.steps - self.drawing.taken
-
     def begin(self) -> None:
         """Make what its steps need, once its texts are encoded."""
         self.drawing = self.model.begin(self)
@@ -129,8 +119,9 @@ class Job:
             model=draw.model,
             group=self.group,
             sequences=self.sequences(*lengths),
-            steps_left=self.steps_left,
+            steps=self.drawing.steps,
             pixels=self.pixels,
+            reuses_guidance=draw.tier == "fast",
             key=draw.key,
             weight=draw.weight,
             arrived=draw.arrived,

@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import torch
 
 from lens_core.errors import ConfigError
 from lens_serve.engine.calls import Calls
 from lens_serve.engine.jobs import Job, Stage, job_of
-from lens_serve.engine.messages import Cancel, Draw, Release, Stop
+from lens_serve.engine.messages import Cancel, Draw, Release
 from lens_serve.engine.outbox import Outbox
 from lens_serve.engine.pulse import Pulse
 from lens_serve.engine.scheduler import Scheduler
@@ -78,27 +78,25 @@ class Engine:
         self.scheduler = Scheduler(settings, costs, knee_tokens)
         self._channel, self._models = channel, models
         self._device = next(iter(models.values())).loaded.device
-        self._pulse = Pulse(channel, costs, self.scheduler, self.jobs, self._device, knee_tokens)
+        self._pulse = Pulse(channel, costs, self.jobs, self._device, knee_tokens)
         self._calls = Calls(self._pulse, costs, self._device)
 
-    def run(self) -> None:
-        """Work until `Stop`.
+    def run(self) -> NoReturn:
+        """Work until the other end of the channel is closed.
 
         Raises:
-            ChannelClosedError: the API process has gone.
+            ChannelClosedError: it is.
             DeviceLostError: the device has failed for good.
         """
         busy = True
-        while self.hear(0.0 if busy else HELD_S if self.jobs else IDLE_S):
+        while True:
+            self.hear(0.0 if busy else HELD_S if self.jobs else IDLE_S)
             busy = self.turn()
 
-    def hear(self, wait_s: float = 0.0) -> bool:
-        """Take what was said, waiting for it so long at most; False after `Stop`."""
+    def hear(self, wait_s: float = 0.0) -> None:
+        """Take what was said, waiting for it so long at most."""
         for message in self._channel.receive(wait_s):
-            if isinstance(message, Stop):
-                return False
             self._take(message)
-        return True
 
     @torch.inference_mode()
     def turn(self) -> bool:
@@ -157,13 +155,13 @@ class Engine:
         failed, seconds = self._calls.step(jobs)
         self.scheduler.took([job.entry for job in jobs], seconds, time.monotonic())
         for job in jobs:
-            if job.entry.steps_left > job.steps_left:
+            if job.drawing.taken > job.entry.taken:
                 failed.pop(job, None)
                 self._stepped(job)
         self._settle(failed)
 
     def _stepped(self, job: Job) -> None:
-        job.entry.steps_left = job.steps_left
+        job.entry.taken = job.drawing.taken
         self.outbox.stepped(job)
         if job.drawing.done:
             job.stage = Stage.PIXELS

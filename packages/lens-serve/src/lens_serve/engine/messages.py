@@ -31,7 +31,6 @@ __all__ = [
     "Reason",
     "Release",
     "StartPicture",
-    "Stop",
     "ToEngine",
 ]
 
@@ -103,10 +102,6 @@ class Release(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     slot: int
 
 
-class Stop(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """End; what runs is given up."""
-
-
 class Costs(msgspec.Struct, frozen=True, kw_only=True):
     """What `lens_serve.engine.cost.CostModel` knows of one model on one device; see there.
 
@@ -152,12 +147,10 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
 class Ready(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """The engine can draw."""
 
-    pid: int
     device: str
     models: list[ModelInfo]
     costs: dict[str, Costs]
     knee_tokens: dict[str, int]
-    versions: dict[str, str]
 
 
 class Heartbeat(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -169,7 +162,6 @@ class Heartbeat(msgspec.Struct, frozen=True, kw_only=True, tag=True):
         tick: ticks so far.
         running: jobs between their first and last step.
         waiting: jobs before their first.
-        backlog_s: predicted seconds of all work.
         sequences, tokens: of the last tick.
         occupancy: these tokens, over those that fill the device.
         tick_s: what it took.
@@ -184,7 +176,6 @@ class Heartbeat(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     tick: int
     running: int
     waiting: int
-    backlog_s: float
     sequences: int = 0
     tokens: int = 0
     occupancy: float = 0.0
@@ -251,5 +242,5 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     message: str
 
 
-ToEngine = Draw | Cancel | Release | Stop
+ToEngine = Draw | Cancel | Release
 FromEngine = Ready | Heartbeat | Progress | Preview | Drawn | Failed

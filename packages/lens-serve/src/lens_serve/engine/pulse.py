@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from lens_serve.engine.cost import Branch, CostModel
     from lens_serve.engine.jobs import Job
     from lens_serve.engine.messages import Costs
-    from lens_serve.engine.scheduler import Scheduler
     from lens_serve.engine.wire import Channel
 
 __all__ = ["Pulse"]
@@ -35,7 +34,6 @@ class Pulse:
     Args:
         channel: to the API process.
         costs: of each model's calls, which they report.
-        scheduler: whose backlog they report.
         jobs: all of the engine's.
         device: whose memory they report.
         knee_tokens: that fill the device, of each model.
@@ -45,13 +43,12 @@ class Pulse:
         self,
         channel: Channel,
         costs: Mapping[str, CostModel],
-        scheduler: Scheduler,
         jobs: Mapping[str, Job],
         device: torch.device,
         knee_tokens: Mapping[str, int],
     ):
         self._knee_tokens = knee_tokens
-        self._channel, self._costs, self._scheduler, self._device = channel, costs, scheduler, device
+        self._channel, self._costs, self._device = channel, costs, device
         self._jobs = jobs
         self._ticks = 0
         self._sequences = self._tokens = 0
@@ -69,7 +66,7 @@ class Pulse:
     def beat(self, doing: str, expected_s: float) -> None:
         """Say what begins now."""
         jobs = self._jobs.values()
-        running = sum(job.stage is not Stage.TEXT and job.entry.started for job in jobs)
+        running = sum(job.stage is not Stage.TEXT and job.entry.taken > 0 for job in jobs)
         self._channel.send(
             Heartbeat(
                 doing=doing,
@@ -77,7 +74,6 @@ class Pulse:
                 tick=self._ticks,
                 running=running,
                 waiting=len(jobs) - running,
-                backlog_s=self._scheduler.backlog_s() + sum(map(self._beyond_scheduler_s, jobs)),
                 sequences=self._sequences,
                 tokens=self._tokens,
                 occupancy=self._occupancy,
@@ -99,10 +95,3 @@ class Pulse:
             return None
         self._told, self._told_at = costs, now
         return costs
-
-    def _beyond_scheduler_s(self, job: Job) -> float:
-        """Predicted seconds of a job before the scheduler has it, or after."""
-        cost = self._costs[job.draw.model]
-        if job.stage is Stage.TEXT:
-            return cost.solo_s(job.guessed_sequences, job.draw.steps, job.pixels)
-        return cost.decode_s(job.pixels) if job.stage is Stage.PIXELS else 0.0

@@ -14,6 +14,7 @@ import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lens_serve.engine.cost import lean_steps
 from lens_serve.engine.fair import FairShares
 
 if TYPE_CHECKING:
@@ -45,43 +46,70 @@ class Entry:
         model: whose prices apply.
         group: jobs share a tick only if this is equal.
         sequences: one branch or two, always in the same tick.
-        steps_left: until it can be decoded; who runs the ticks counts them down.
+        steps: until it can be decoded.
         pixels: of the picture.
+        taken: of the steps; who runs the ticks counts them.
+        reuses_guidance: every other step, the second first, does without the second branch.
         key: who pays.
         weight: of that key.
         arrived: when.
         deadline: when it is of no use any more.
-        started: whether it took a step.
     """
 
     id: str
     model: str
     group: Hashable
     sequences: tuple[Branch, ...]
-    steps_left: int
+    steps: int
     pixels: int
+    taken: int = 0
+    reuses_guidance: bool = False
     key: str = ""
     weight: float = 1.0
     arrived: float
     deadline: float | None = None
-    started: bool = False
+
+    @property
+    def steps_left(self) -> int:
+        """Until it can be decoded."""
+        return self.steps - self.taken
+
+    @property
+    def is_lean(self) -> bool:
+        """Whether the next step does without the second branch."""
+        return self.reuses_guidance and self.taken % 2 == 1
+
+    @property
+    def next_sequences(self) -> tuple[Branch, ...]:
+        """The branches that the next step is made of."""
+        return self.sequences[:1] if self.is_lean else self.sequences
 
 
 class _Job:
     """An entry with what does not change of its prices."""
 
-    __slots__ = ("cost", "decode", "entry", "shape", "solo_s", "step", "tokens")
+    __slots__ = ("_tokens", "cost", "decode", "entry", "lean_step", "shape", "solo_s", "step")
 
     def __init__(self, entry: Entry, cost: CostModel):
         self.entry, self.cost = entry, cost
         self.step, self.decode = cost.tick_price(entry.sequences), cost.decode_price(entry.pixels)
-        self.tokens = sum(sequence.tokens for sequence in entry.sequences)
+        self.lean_step = cost.tick_price(entry.sequences[:1])
         self.solo_s = self.remaining_s()
+        self._tokens = sum(sequence.tokens for sequence in entry.sequences)
         sizes = tuple(sequence.image_tokens for sequence in entry.sequences)
-        self.shape = (entry.group, sizes, entry.steps_left)
+        self.shape = (entry.group, sizes, entry.steps_left, entry.reuses_guidance)
+
+    @property
+    def tokens(self) -> int:
+        """Of the next step."""
+        return self.entry.sequences[0].tokens if self.entry.is_lean else self._tokens
 
     def remaining_s(self) -> float:
-        return self.entry.steps_left * self.cost.seconds(self.step) + self.cost.seconds(self.decode)
+        entry, seconds = self.entry, self.cost.seconds
+        left_s = entry.steps_left * seconds(self.step) + seconds(self.decode)
+        if entry.reuses_guidance:
+            left_s -= lean_steps(entry.taken, entry.steps) * (seconds(self.step) - seconds(self.lean_step))
+        return left_s
 
 
 class Scheduler:
@@ -131,17 +159,14 @@ class Scheduler:
         return self._by_remaining_time(now)
 
     def took(self, members: list[Entry], seconds: float, now: float) -> None:
-        """Charge the keys of a tick that took so long, in proportion to the FLOPs of its members."""
-        flops = [sum(map(self._costs[entry.model].flops, entry.sequences)) for entry in members]
+        """Charge the keys of a tick that took so long, in proportion to the FLOPs of its members.
+
+        To be told before the step is counted: what it was made of is what is next until then.
+        """
+        flops = [sum(map(self._costs[entry.model].flops, entry.next_sequences)) for entry in members]
         whole = sum(flops)
         for entry, part in zip(members, flops, strict=True):
-            entry.started = True
             self._shares.charge(entry.key, seconds * part / whole)
-
-    def remaining_s(self, entry: Entry) -> float:
-        """Predicted seconds until this job's picture is decoded, if it had the device for itself."""
-        job = self._jobs.get(entry.id)
-        return (job or _Job(entry, self._costs[entry.model])).remaining_s()
 
     def backlog_s(self) -> float:
         """Predicted seconds of all jobs, one after the other."""
@@ -211,4 +236,4 @@ class Scheduler:
 
 def _turn(job: _Job) -> tuple[bool, float]:
     """In order of arrival, but what was begun is ended."""
-    return not job.entry.started, job.entry.arrived
+    return not job.entry.taken, job.entry.arrived

@@ -14,6 +14,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from lens_serve.api.auth import Doorkeeper
+from lens_serve.connection import Connection
 from lens_serve.listening import Http, listening
 
 if TYPE_CHECKING:
@@ -139,6 +140,7 @@ class Metrics:
             access_log=False,
             server_header=False,
             lifespan="off",
+            http=Connection,
             ws="none",
             timeout_graceful_shutdown=2,
         )
