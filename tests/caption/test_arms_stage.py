@@ -220,6 +220,14 @@ def test_measures_by_hand(arms):
     assert arm["attributes_per_caption"] == 2.5
 
 
+def test_a_change_that_needs_no_settings_is_a_name(lens_registry):
+    stage = {"name": "arm", "type": "change-captions", "source": "dense"}
+    named, spelt = (
+        lens_registry.parse("stages", {**stage, "changes": [change]}) for change in ("shuffle", {"type": "shuffle"})
+    )
+    assert named == spelt
+
+
 def test_bad_settings_are_named(arms):
     arms.images(1)
     a, b = arms.world.captions("a", ["x"]), arms.world.captions("b", ["y"])

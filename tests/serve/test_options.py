@@ -15,6 +15,14 @@ def test_a_folder_is_enough():
     assert settings.listen.keys is None
 
 
+def test_without_keys_strangers_are_told_the_metrics_only_if_it_is_said():
+    assert settings_from(models=["a"]).listen.metrics_port == 9464
+    assert settings_from(models=["a"], listen={"insecure": True}).listen.metrics_port is None
+    assert settings_from(models=["a"], listen={"insecure": True, "keys": "keys.json"}).listen.metrics_port == 9464
+    said = settings_from(models=["a"], listen={"insecure": True}, overrides=["listen.metrics_port=9464"])
+    assert said.listen.metrics_port == 9464
+
+
 def test_several_models_have_names():
     settings = settings_from(models=["base=a", "turbo=b=c"], loras=["ink=ink.safetensors"])
     assert [(model.name, model.folder) for model in settings.models] == [("base", "a"), ("turbo", "b=c")]

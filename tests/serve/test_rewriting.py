@@ -99,6 +99,19 @@ async def test_a_prompt_is_rewritten_and_remembered():
     await rewriting.close()
 
 
+async def test_a_key_is_not_told_what_others_asked():
+    rewriting, rewriter = made()
+    rewriter.may.clear()
+    both = [asyncio.create_task(rewriting.rewrite("a cat", seed=1, wanted=None, key_id=key)) for key in ("ada", "bob")]
+    await until(lambda: len(rewriter.asked) == 2)
+    rewriter.may.set()
+    assert [told.outcome for told in await asyncio.gather(*both)] == ["rewritten", "rewritten"]
+    for key, outcome in {"ada": "cached", "bob": "cached", "eve": "rewritten"}.items():
+        assert (await rewriting.rewrite("a cat", seed=1, wanted=None, key_id=key)).outcome == outcome
+    assert rewriter.asked == [("a cat", 1)] * 3
+    await rewriting.close()
+
+
 async def test_the_built_in_rules_need_no_template(lens_registry):
     config = lens_registry.parse("rewriters", "scene-expander")
     rewriting = Rewriting(RewriteSettings(rewriter=config), lens_registry)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 
+import msgspec
 import pytest
 
 from lens_serve.admission.admission import Admission, Refused
 from lens_serve.admission.quotas import DAY_S
 from lens_serve.config import AdmissionSettings
+from lens_serve.engine.messages import StartPicture
 from serve.admission.simulation import draw, key, predict
 
 ADA, BOB = key("ada"), key("bob")
@@ -208,6 +210,45 @@ def test_the_same_request_may_be_predicted_anew():
     assert world.admit(1.0, ticket=one.ticket).alone_s == 1.3
 
 
+def test_a_ticket_is_no_good_for_what_only_hashes_alike():
+    """These two collide in Python's own hash of numbers, which is no secret and easily searched."""
+    small, huge = (352, 352, 1, 18.88180829996492), (1440, 1440, 50, 11.015236036579479)
+    assert hash(small) == hash(huge)
+    world = World()
+
+    def asking(height, width, steps, guidance):
+        return msgspec.structs.replace(draw(1), height=height, width=width, steps=steps, guidance=guidance)
+
+    world.level = 10.0
+    with pytest.raises(Refused) as caught:
+        world.admission.admit(ADA, [asking(*small)])
+    world.now += caught.value.retry_after_s
+    for ticket in (caught.value.ticket, None):
+        with pytest.raises(Refused) as again:
+            world.admission.admit(ADA, [asking(*huge)], ticket=ticket)
+        assert again.value.ticket != caught.value.ticket
+    assert world.admission.admit(ADA, [asking(*small)])
+
+
+def test_what_is_repeated_has_the_same_start_picture():
+    world = World()
+    starts = [
+        StartPicture(pixels=b"123", strength=0.5, mask=b"4"),
+        StartPicture(pixels=b"123", strength=0.5),
+        StartPicture(pixels=b"1234", strength=0.5),
+        StartPicture(pixels=b"123", strength=0.6, mask=b"4"),
+    ]
+    world.level = 10.0
+    for start in [None, *starts]:
+        with pytest.raises(Refused) as caught:
+            world.admission.admit(ADA, [msgspec.structs.replace(draw(1), start=start)])
+    assert world.admission.promised == 5
+    world.now += caught.value.retry_after_s
+    again = StartPicture(pixels=b"123", strength=0.6, mask=b"4")
+    assert world.admission.admit(ADA, [msgspec.structs.replace(draw(1), start=again)])
+    assert world.admission.promised == 4
+
+
 def test_tickets_cannot_be_made():
     world, other = World(), World()
     one, foreign = refusal(world), refusal(other)
@@ -265,6 +306,10 @@ def test_promises_are_bounded_in_number():
     for i in range(300):
         world.refused(0.001, key=BOB, prompt=f"number {i}")
     assert world.admission.promised == 512
+    for late in (key("eve"), key("joe")):  # however many places others hold, a key may have one
+        assert world.refused(0.001, key=late).ticket
+        assert world.refused(0.001, key=late, prompt="another").ticket is None
+    assert world.admission.promised == 514
 
 
 def test_deadlines_that_cannot_be_met():

@@ -22,6 +22,9 @@ OPEN = {"/", "/static/{name}", "/health/live", "/health/ready"}
 BAD = ["none", "empty", "not-bearer", "malformed", "unknown", "revoked", "expired"]
 
 
+NAMES = ["images.example.org", "Studio.example.org:8443"]
+
+
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory):
     """Headers by what is wrong with their key."""
@@ -54,7 +57,7 @@ def keys(tmp_path_factory):
 @pytest.fixture(scope="module")
 def guarded(keys, tiny_folder):
     file, _ = keys
-    listen = {"port": 0, "metrics_port": 0, "keys": str(file), "allowed_hosts": ["images.example.org"]}
+    listen = {"port": 0, "metrics_port": 0, "keys": str(file), "allowed_hosts": NAMES}
     with live_server(settings_for(tiny_folder, listen=listen)) as live:
         yield live
 
@@ -155,6 +158,8 @@ HOSTS = {
     "[::1]:8000": True,
     "192.168.1.7:8000": True,
     "images.example.org": True,
+    "images.example.org:8000": True,
+    "studio.example.org": True,
     "example.org": False,
     "localhost.example.org": False,
     "127.0.0.1.example.org": False,
@@ -177,8 +182,19 @@ def test_the_server_answers_to_its_names_only(guarded, host, known):
 ORIGINS = {
     None: True,
     "http://localhost:8000": True,
+    "HTTP://LOCALHOST:8000": True,
     "http://images.example.org": True,
     "https://images.example.org": True,
+    "https://images.example.org:443": True,
+    "https://studio.example.org:8443": True,
+    "http://images.example.org:8080": False,
+    "https://images.example.org:8443": False,
+    "https://images.example.org:80": False,
+    "ftp://images.example.org": False,
+    "https://studio.example.org": False,
+    "http://studio.example.org:8000": False,
+    "https://localhost:8000": False,
+    "http://localhost": False,
     "http://localhost:3000": False,
     "http://example.org": False,
     "https://localhost:8000.example.org": False,
@@ -199,6 +215,34 @@ def test_pages_of_other_sites_cannot_use_their_visitors_server(guarded, keys, or
         assert client.options("/v1/models").status_code == 405
 
 
+SEEN = [
+    ("https", "images.example.org", "https://images.example.org", True),
+    ("https", "images.example.org", "http://images.example.org", False),
+    ("http", "images.example.org", "https://images.example.org", True),  # the proxy does not tell of its TLS
+    ("https", "localhost:8443", "https://localhost:8443", True),
+    ("https", "localhost", "https://localhost:443", True),
+    ("https", "localhost", "http://localhost", False),
+    ("http", "[::1]:80", "http://[::1]", True),
+    ("http", "[::1]:80", "http://[::1]:8000", False),
+]
+
+
+@pytest.mark.parametrize(("scheme", "host", "origin", "own"), SEEN)
+def test_a_page_over_http_cannot_use_a_server_behind_tls(guarded, keys, scheme, host, origin, own):
+    """A proxy on this machine says by which scheme it was asked."""
+    headers = keys[1]["good"] | {"host": host, "origin": origin, "x-forwarded-proto": scheme}
+    with guarded.http(headers=headers) as client:
+        answer = client.post("/v1/images/edits", data={"prompt": "a star"}, files={"image": b""})
+    assert (answer.status_code == 403) is not own
+
+
+@pytest.mark.parametrize("name", ["images.example.org:https", "https://images.example.org", "", "a b", "x:70000"])
+def test_names_that_are_none_are_told_at_the_start(name):
+    with pytest.raises(ConfigError, match=r"listen\.allowed_hosts: ") as caught:
+        check_listen(ListenSettings(allowed_hosts=["fine.example.org", name]))
+    assert "\n" not in str(caught.value)
+
+
 def test_forms_cannot_send_what_has_to_be_json(guarded, keys):
     """text/plain is what a page of another site could send without being asked first."""
     body = json.dumps({"prompt": "a star"})
@@ -217,6 +261,19 @@ def test_answers_cannot_be_misread_or_framed(guarded, keys):
             assert headers["content-security-policy"] == "default-src 'none'; frame-ancestors 'none'"
             assert headers["cache-control"] == "no-store"
         assert "script-src 'self'" in client.get("/").headers["content-security-policy"]
+
+
+def test_nor_can_what_is_answered_when_all_else_fails(guarded, keys, monkeypatch):
+    async def broken(*_):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(guarded.server.gate, "check_prompt", broken)
+    with guarded.http(headers=keys[1]["good"]) as client:
+        answer = client.post("/v1/images/generations", json={"prompt": "a star"})
+        usual = client.get("/v1/models")
+    assert answer.json()["error"]["code"] == "internal"
+    for name in ("x-content-type-options", "content-security-policy", "cache-control", "referrer-policy"):
+        assert answer.headers[name] == usual.headers[name]
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.1", "::1", "localhost", "LocalHost"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 
 import numpy as np
@@ -9,6 +10,8 @@ import openai
 import pytest
 
 from serve.api.wire import error_of, events_of, file_of, pixels
+from serve.images.certificates import signing_files
+from serve.live import live_server, settings_for
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (16, 24, 3), np.uint8)
 ALPHA = np.full((16, 24), 255, np.uint8)
@@ -141,3 +144,21 @@ def test_streams(client):
         assert answer.status_code == 200
         events = list(events_of(answer.iter_lines()))
     assert events[-1]["data"]["type"] == "image_edit.completed"
+
+
+def test_previews_too_are_signed_as_drawn_on_a_picture(tiny_folder, tmp_path):
+    chain, key = signing_files(tmp_path)
+    output = {"c2pa_certificate": str(chain), "c2pa_key": str(key)}
+    asked = {"prompt": "x", "stream": True, "partial_images": 1}
+    form = {**asked, "lens": json.dumps({"mode": "img2img"})}
+    with live_server(settings_for(tiny_folder, output=output)) as live, live.http() as client:
+        files = {"image": ("picture.png", file_of(PICTURE))}
+        edited = client.post("/v1/images/edits", data=form, files=files).text
+        drawn = client.post("/v1/images/generations", json=asked).text
+    for text, composite in ((edited, True), (drawn, False)):
+        images = [
+            base64.b64decode(event["data"]["b64_json"]) for event in events_of(text.split("\n")) if "data" in event
+        ]
+        assert len(images) == 2
+        assert [b"/compositeWithTrainedAlgorithmicMedia" in image for image in images] == [composite] * 2
+        assert [b"/trainedAlgorithmicMedia" in image for image in images] == [not composite] * 2

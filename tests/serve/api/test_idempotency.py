@@ -32,6 +32,7 @@ class Thing:
     finished: bool = True
     good: bool = True
     nbytes: int = 1
+    key_id: str = "ann"
     listeners: int = 0
     left: int = 0
 
@@ -308,6 +309,18 @@ async def test_size_counts_and_grows():
     second.nbytes = 95
     assert held.get("second") is second
     assert numbers(held) == [2]
+
+
+@pytest.mark.anyio
+async def test_whoever_has_most_loses_first():
+    held, _ = shelf(most=4)
+    held.put("his", Thing(0, key_id="bob"))
+    for number in range(1, 10):
+        held.put(number, Thing(number))
+    assert numbers(held) == [0, 7, 8, 9]
+    held.put("large", Thing(10, key_id="bob", nbytes=99))
+    assert held.get("large") is None
+    assert numbers(held) == [7, 8, 9]
 
 
 @pytest.mark.anyio

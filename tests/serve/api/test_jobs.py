@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from dataclasses import replace
 
 import pytest
@@ -387,6 +388,17 @@ def test_events_are_heard_again_and_from_the_middle(client):
 def test_a_bad_last_event_id_is_told(client, last):
     id = client.post(PATH, json={"prompt": "x"}).json()["id"]
     error_of(client.get(f"{PATH}/{id}/events", headers={"last-event-id": last}), 400)
+
+
+def test_the_log_tells_what_was_begun_and_watched(client, caplog):
+    with caplog.at_level(logging.INFO, "lens_serve.requests"):
+        id = client.post(PATH, json={"prompt": "x", "lens": {"steps": 3}}).json()["id"]
+        watch(client, id)
+        wait_until(lambda: len(caplog.records) == 2, "both lines")
+    told = [record.facts for record in caplog.records]
+    assert [facts["route"] for facts in told] == [PATH, PATH + "/{id}/events"]
+    for facts in told:
+        assert facts.items() >= {"model": "tiny", "size": f"{SIDE}x{SIDE}", "steps": 3, "n": 1, "prompt": "x"}.items()
 
 
 def test_what_is_refused_is_no_job(client):

@@ -93,6 +93,18 @@ async def until(condition, timeout_s=60.0):
             await asyncio.sleep(0.01)
 
 
+async def soon(measure, limit_s):
+    """Have seconds measured, up to three times, until they are below a limit.
+
+    On a machine that is busy with other things anything may take any time, so a single measurement says little; but a
+    mechanism that needs longer than its limit would never keep it.
+    """
+    taken = []
+    while len(taken) < 3 and min(taken, default=limit_s) >= limit_s:
+        taken.append(await measure())
+    assert min(taken) < limit_s, taken
+
+
 def main():
     parser = argparse.ArgumentParser()
     for name in ("refuse", "mute", "child"):

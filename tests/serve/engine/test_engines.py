@@ -17,7 +17,7 @@ from lens_serve.engine.cost import Branch, CostModel
 from lens_serve.engine.engines import EngineError, Engines, Glimpse, Picture, Step
 from lens_serve.engine.forecast import Forecast
 from lens_serve.engine.messages import StartPicture
-from serve.engine.scripted_engine import COMMAND, COSTS, INFO, draw, running, settings, until
+from serve.engine.scripted_engine import COMMAND, COSTS, INFO, draw, running, settings, soon, until
 
 
 @pytest.fixture(autouse=True)
@@ -200,6 +200,37 @@ def test_another_engine_takes_over():
             assert made.is_ready
             pictures = await asyncio.gather(*jobs)
             assert [picture.image_HW3[0, 0, 0] for picture in pictures] == list(range(8))
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_what_a_lost_engine_owed_is_drawn_or_refused_within_five_seconds(replicas):
+    """Of the kill; with one engine its successor draws them, which is loaded in no time here."""
+
+    async def scenario():
+        async with running(engines(replicas=replicas)) as made:
+
+            async def measure():
+                await until(lambda: all(state.is_ready for state in made.states))
+                jobs = [asyncio.create_task(reason_of(made, draw(seed=seed, steps=20))) for seed in range(8)]
+                await until(lambda: all(state.jobs for state in made.states))
+                killed_at = time.monotonic()
+                os.kill(made.states[0].pid, signal.SIGKILL)
+                assert await asyncio.gather(*jobs) == ["drawn"] * 8
+                return time.monotonic() - killed_at
+
+            async def measure_guilty():
+                await until(lambda: all(state.is_ready for state in made.states))
+                drawing = made.draw(draw("die"))
+                await anext(drawing)  # its only step; then it kills
+                begun_at = time.monotonic()
+                with pytest.raises(EngineError, match="lost twice"):
+                    await anext(drawing)
+                return time.monotonic() - begun_at
+
+            await soon(measure, 5.0)
+            await soon(measure_guilty, 5.0)
 
     asyncio.run(scenario())
 

@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from contextlib import aclosing
 from subprocess import DEVNULL, PIPE
 
@@ -17,7 +18,7 @@ import pytest
 from lens_serve.engine import client as client_module
 from lens_serve.engine.engines import EngineError, Engines, Picture
 from serve.engine.process import PATIENCE_S, TESTS, draw_of, settings_of
-from serve.engine.scripted_engine import until
+from serve.engine.scripted_engine import soon, until
 
 COMMAND = (sys.executable, "-m", "serve.faulty_engine")
 
@@ -99,6 +100,27 @@ def test_an_engine_that_dies_or_stops(run, fault, load):
         assert await asyncio.gather(*under_way) == expected
         await is_idle(engines)
         assert engines.states[0].restarts == restarts + 1
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("load", [0, 9])
+def test_the_loss_of_an_engine_is_noticed_within_two_seconds(run, load):
+    """Of the kill, by this process, in which `/health/ready` asks for just this."""
+
+    async def scenario(engines):
+        async def measure():
+            await is_idle(engines)
+            under_way = [asyncio.create_task(outcome_of(engines, wanted)) for wanted in crowd(load, "a circle")]
+            await until(lambda: not load or engines.states[0].jobs == load)
+            killed_at = time.monotonic()
+            os.kill(engines.states[0].pid, signal.SIGKILL)
+            await until(lambda: not engines.is_ready)
+            taken_s = time.monotonic() - killed_at
+            assert all(isinstance(bits, tuple) for bits in await asyncio.gather(*under_way))
+            return taken_s
+
+        await soon(measure, 2.0)
 
     run(scenario)
 

@@ -9,9 +9,9 @@ from datetime import UTC, datetime
 
 import pytest
 
-from lens_core.errors import StorageError
+from lens_core.errors import ConfigError, StorageError
 from lens_core.storage import urls
-from lens_serve.config import OutputSettings
+from lens_serve.config import ListenSettings, OutputSettings
 from lens_serve.images.store import Store, StoreError, new_name
 
 DATA = bytes(range(256)) * 1024
@@ -58,10 +58,22 @@ def test_a_folder_without_a_public_url_is_told_as_a_file(tmp_path, monkeypatch):
 
 
 def test_settings_choose():
-    assert Store.of(OutputSettings()) is None
-    store = Store.of(OutputSettings(store="memory://lens-store", public_url="https://x.example"))
+    listen = ListenSettings()
+    assert Store.of(OutputSettings(), listen) is None
+    assert put(Store.of(OutputSettings(store="memory://lens-store"), listen), "b.png") == "memory://lens-store/b.png"
+    given = OutputSettings(store="memory://lens-store", public_url="https://x.example")
+    store = Store.of(given, ListenSettings(keys="keys.json"))
     assert put(store, "a.png") == "https://x.example/a.png"
     assert urls.read_bytes("memory://lens-store/a.png") == DATA
+
+
+@pytest.mark.parametrize("listen", [{"keys": "keys.json"}, {"host": "0.0.0.0", "insecure": True}], ids=str)
+@pytest.mark.parametrize("store", ["memory://lens-store", "/srv/pictures"])
+def test_strangers_are_not_told_where_the_store_is(listen, store):
+    with pytest.raises(ConfigError, match=r"output\.public_url: ") as error:
+        Store.of(OutputSettings(store=store), ListenSettings(**listen))
+    assert "\n" not in str(error.value)
+    assert Store.of(OutputSettings(), ListenSettings(**listen)) is None
 
 
 def test_a_full_disk_leaves_nothing(tmp_path):

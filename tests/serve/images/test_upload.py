@@ -22,6 +22,7 @@ from lens_core.images import decode
 from lens_serve.images import upload
 from lens_serve.images.decoder import HEAD, _decoded
 from lens_serve.images.upload import UploadError, read_upload
+from serve.live import wait_until
 
 NOISE = np.random.default_rng(0).integers(0, 256, (20, 24, 3), dtype=np.uint8)
 ALPHA = np.random.default_rng(1).integers(0, 255, (20, 24), dtype=np.uint8)
@@ -117,12 +118,35 @@ def test_profiles_metadata_and_odd_depths_are_read():
     ids=["empty", "svg", "gif", "bmp", "tiff", "wav", "ps"],
 )
 def test_other_formats_are_refused_unread(data, monkeypatch):
-    monkeypatch.setattr(upload.subprocess, "run", None)
+    monkeypatch.setattr(upload.subprocess, "Popen", None)
     assert refused(data) == "the picture is no PNG, JPEG or WebP file"
 
 
+def test_only_what_the_first_bytes_promise_is_opened():
+    """A JPEG whose first segment is such that readers of AVIF and HEIF take it for theirs."""
+    plain = saved(PICTURE, "JPEG")
+    segment = b"ypavif".ljust(0x6674 - 2, b"\0")
+    both = plain[:2] + b"\xff\xe9ft" + segment + plain[2:]
+    assert both[4:12] == b"ftypavif"
+    code = """
+        from PIL import Image
+        def spied(name, opener):
+            def open_it(*arguments):
+                print(name, file=sys.stderr)
+                return opener(*arguments)
+            return open_it
+        for name, (opener, accepts) in list(Image.OPEN.items()):
+            Image.OPEN[name] = spied(name, opener), accepts
+        decoder._answer(1000)
+    """
+    process = in_the_decoder(code, data=both)
+    assert {*process.stderr.decode().split()} == {"JPEG"}
+    assert HEAD.unpack_from(process.stdout) == (3, 20, 24)
+    np.testing.assert_array_equal(read(both)[0], decode(plain))
+
+
 def test_too_many_bytes_are_refused_unread(monkeypatch):
-    monkeypatch.setattr(upload.subprocess, "run", None)
+    monkeypatch.setattr(upload.subprocess, "Popen", None)
     message = "the picture has 1,001 bytes; at most 1,000 are taken"
     assert refused(SIGNATURE + bytes(993), max_bytes=1000) == message
 
@@ -212,6 +236,52 @@ def test_a_decoder_cannot_fill_the_disk(tmp_path):
 def test_a_decoder_cannot_compute_for_ever():
     process = in_the_decoder("decoder.resource.setrlimit(decoder.resource.RLIMIT_CPU, (1, 1))\nwhile True: pass")
     assert process.returncode in (-signal.SIGXCPU, -signal.SIGKILL)
+
+
+FORKS = """
+import os, sys
+try:
+    if os.fork() == 0:
+        os._exit(0)
+except BlockingIOError:
+    sys.exit(7)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no such bound here")
+def test_a_decoder_cannot_make_another_process_unless_it_is_root():
+    """Root may always; here it takes on the number of nobody first."""
+    become = "os.getuid() or (os.setgid(65534), os.setuid(65534))\n"
+    process = in_the_decoder("import os\n" + become + FORKS)
+    assert process.returncode == 7, process.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no such promise here")
+def test_a_decoder_cannot_become_another_user():
+    process = in_the_decoder("import ctypes; sys.exit(ctypes.CDLL(None).prctl(39, 0, 0, 0, 0))")
+    assert process.returncode == 1, process.stderr
+
+
+def test_what_a_decoder_began_ends_with_it_when_its_time_is_over(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "held")
+    stand_in = tmp_path / "python"
+    stand_in.write_text(f"#!/bin/sh\nsleep 60 > {tmp_path}/held &\nsleep 60\n")
+    stand_in.chmod(0o755)
+    monkeypatch.setattr(upload.sys, "executable", str(stand_in))
+    monkeypatch.setattr(upload, "TIMEOUT_S", 0.5)
+    held = os.open(tmp_path / "held", os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        assert "within the time" in refused(saved(PICTURE, "PNG"))
+
+        def is_over():
+            try:
+                return os.read(held, 1) == b""  # nobody has it open for writing any more
+            except BlockingIOError:
+                return False
+
+        wait_until(is_over, "what the decoder began")
+    finally:
+        os.close(held)
 
 
 @pytest.mark.parametrize("ending", ["exit", "killed", "hangs"])

@@ -106,7 +106,17 @@ def test_lens_trace_follows_it_to_the_model(folder, tmp_path):
     assert [artifact.url for _, artifact in lineage.artifacts] == [folder]
 
 
-@pytest.mark.parametrize("listen", [{"keys": "keys.json"}, {"insecure": True, "host": "0.0.0.0"}])
+@pytest.mark.parametrize(
+    "listen",
+    [
+        {"keys": "keys.json"},
+        {"insecure": True, "host": "0.0.0.0"},
+        {"insecure": True},
+        {"allowed_hosts": ["images.example.org"]},  # it is behind a proxy
+        {"host": "192.168.1.7"},
+    ],
+    ids=str,
+)
 def test_strangers_are_not_told_of_our_folders(folder, tmp_path, listen):
     settings = ServeSettings(models=[{"name": "lens", "folder": folder}], listen=listen)
     image, receipt = made(folder, settings=settings)

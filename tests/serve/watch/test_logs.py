@@ -64,6 +64,30 @@ def test_prompts_are_told_when_asked_for_and_stay_on_their_line():
     assert json.loads(text)["prompt"] == PROMPT
 
 
+class Everything(logging.Handler):
+    """Somebody else's handler; it is given whole records."""
+
+    def __init__(self):
+        super().__init__()
+        self.records = []
+
+    def emit(self, record):
+        self.records.append(record)
+
+
+@pytest.mark.parametrize("log_prompts", [False, True])
+def test_other_handlers_get_no_prompt_either(log_prompts):
+    other, logger = Everything(), logging.getLogger("lens_serve.requests")
+    logger.addHandler(other)
+    try:
+        logged(io.StringIO(), log_prompts=log_prompts)
+    finally:
+        logger.removeHandler(other)
+    (record,) = other.records
+    assert (PROMPT in str(vars(record))) is False or log_prompts
+    assert ("prompt" in record.facts) is log_prompts
+
+
 @pytest.mark.parametrize("log_prompts", [False, True])
 def test_a_terminal_gets_plain_text(log_prompts):
     text = logged(Terminal(), log_prompts=log_prompts)

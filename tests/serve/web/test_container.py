@@ -25,8 +25,12 @@ def instructions():
     return [tuple(line.split(None, 1)) for line in joined.splitlines()]
 
 
-def last(name):
-    return [rest for found, rest in instructions() if found == name][-1]
+def last(name, *, before=None):
+    """The last of its name, or the last before the last of another."""
+    given = instructions()
+    if before:
+        given = given[: max(index for index, (found, _) in enumerate(given) if found == before)]
+    return [rest for found, rest in given if found == name][-1]
 
 
 def test_there_is_a_stage_to_build_in_and_nothing_of_it_but_the_environment_is_kept():
@@ -63,11 +67,25 @@ def test_what_it_copies_exists_and_gets_past_the_ignore_file():
 
 
 def test_packages_come_from_the_constraints():
+    """Also those that build others, which `-c` does not reach: newer versions of pip have a variable for them."""
+    names = [name for name, _ in instructions()]
+    told = dict(pair.split("=", 1) for name, rest in instructions() if name == "ENV" for pair in shlex.split(rest))
+    (copied,) = [rest.split() for name, rest in instructions() if name == "COPY" and "constraints.txt" in rest]
+    assert copied == ["constraints.txt", "./"]
+    assert told["PIP_CONSTRAINT"] == told["PIP_BUILD_CONSTRAINT"] == f"{last('WORKDIR', before='FROM')}/constraints.txt"
+    assert names.index("COPY") < next(i for i, (_, rest) in enumerate(instructions()) if "pip install" in rest)
+
+
+def test_only_torch_comes_from_an_index_of_its_own():
+    """With two indexes at once, either may supply any package."""
     installs = [rest for name, rest in instructions() if name == "RUN" and "pip install" in rest]
-    assert installs
-    for rest in installs:
-        words = shlex.split(rest)
-        assert words[words.index("-c") + 1] == "constraints.txt"
+    others = [rest for rest in installs if "index-url" in rest]
+    assert len(others) == 1
+    words = shlex.split(others[0])
+    assert words[words.index("install") + 1 :] == [
+        "--no-deps", "--index-url", "https://download.pytorch.org/whl/cpu", "torch",
+    ]  # fmt: skip
+    assert "EXTRA_INDEX_URL" not in FILE.read_text()
 
 
 def test_the_health_check_is_python_and_asks_the_port_that_is_served():

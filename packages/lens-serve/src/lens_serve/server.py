@@ -33,6 +33,9 @@ __all__ = ["Server"]
 DECODERS = 2
 """Clients' pictures that are decoded at once; each has a process of its own."""
 
+EDITS_OF_A_KEY = 4
+"""Whose pictures are read, or wait for it."""
+
 
 @dataclass
 class Server:
@@ -54,6 +57,7 @@ class Server:
         traces: where time went.
         decoding: of clients' pictures.
         streams: open event streams by key.
+        edits: whose pictures are being read, by key.
     """
 
     settings: ServeSettings
@@ -71,6 +75,7 @@ class Server:
     traces: Traces
     decoding: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(DECODERS))
     streams: Counter[str] = field(default_factory=Counter)
+    edits: Counter[str] = field(default_factory=Counter)
 
     @classmethod
     def build(cls, settings: ServeSettings, registry: Registry) -> Server:
@@ -128,11 +133,26 @@ class Server:
         Raises:
             ApiError: 429 if the key has too many already.
         """
-        limit = self.settings.bounds.max_streams
-        if self.streams[key.id] >= limit:
-            raise ApiError(429, f"At most {limit} streams at once.", code="concurrency", headers={"retry-after": "5"})
-        self.streams[key.id] += 1
-        try:
+        with _one_of(self.streams, key, self.settings.bounds.max_streams, "streams"):
             yield
-        finally:
-            self.streams[key.id] -= 1
+
+    @contextmanager
+    def preparing(self, key: Key) -> Iterator[None]:
+        """An edit of a key whose pictures are being read: they are large until they are fitted.
+
+        Raises:
+            ApiError: 429 if the key has too many already.
+        """
+        with _one_of(self.edits, key, EDITS_OF_A_KEY, "edits being read"):
+            yield
+
+
+@contextmanager
+def _one_of(counter: Counter[str], key: Key, limit: int, what: str) -> Iterator[None]:
+    if counter[key.id] >= limit:
+        raise ApiError(429, f"At most {limit} {what} at once.", code="concurrency", headers={"retry-after": "5"})
+    counter[key.id] += 1
+    try:
+        yield
+    finally:
+        counter[key.id] -= 1

@@ -94,9 +94,10 @@ def falsify(
 def _without(before: str, match: re.Match[str], attribute: Attribute) -> tuple[str, int]:
     """What is left of the text before a statement, with what stands in for it; and where to go on after it."""
     text, at = match.string, match.end()
-    starts = _START.search(before) is not None
+    starts = _at_end(_START, before) is not None
     if attribute.stand_in == "and" and not starts:
-        return f"{_COPULA.sub('', before)}and", at
+        verb = _at_end(_COPULA, before)
+        return f"{before[: verb.start()] if verb else before}and", at
     if attribute.stand_in not in ("", "and"):
         word = attribute.word.search(match[0])
         assert word is not None, "a statement holds a word"
@@ -107,9 +108,15 @@ def _without(before: str, match: re.Match[str], attribute: Attribute) -> tuple[s
         first = text[at : at + 1]
         return (before + first.upper(), at + 1) if match[0][0].isupper() and first.isascii() else (before, at)
     if _END.match(text, at):  # "the ball is red." loses its verb, too
-        return _DANGLING.sub("", before).rstrip(), at
+        verb = _at_end(_DANGLING, before)
+        return (before[: verb.start()] if verb else before).rstrip(), at
     at = _skip(r":?\s+", text, at)
     return _fit_article(before, text[at : at + 8]), at
+
+
+def _at_end(pattern: re.Pattern[str], before: str) -> re.Match[str] | None:
+    """What a text ends in; only its end is looked at, so that no text takes time that grows with its square."""
+    return pattern.search(before, max(0, len(before) - 24))
 
 
 def _skip(pattern: str, text: str, at: int) -> int:
@@ -126,7 +133,7 @@ def _like(word: re.Match[str], other: str) -> str:
 
 def _fit_article(before: str, following: str) -> str:
     """The text with the form of its last article that the next word needs, if it ends in an article."""
-    article = _ARTICLE.search(before)
+    article = _at_end(_ARTICLE, before)
     if article is None or not following[:1].isalnum():
         return before
     form = "an" if _VOWEL.match(following) else "a"

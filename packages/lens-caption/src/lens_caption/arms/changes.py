@@ -52,13 +52,13 @@ def apply_changes(
     """The caption after all changes, in their order, and what they did.
 
     Returns:
-        the text, and counts for the provenance: `words_cut`, `sentences_moved`, `removed_CLASS`, `facts` that could
-        be wrong and `wrong_facts`.
+        the text, and counts for the provenance: `words_cut` (by `truncate`, `brief` and `alt-text`), `sentences_moved`,
+        `removed_CLASS`, and `facts` that could be wrong with `wrong_facts` of them.
     """
     did: Counter[str] = Counter()
     for number, change in enumerate(changes):
         rng = lot(seed, number, change.type, key)
-        before = text
+        words = len(text.split())
         if isinstance(change, TruncateChange):
             text = _truncated(text, change.words)
         elif isinstance(change, BriefChange):
@@ -68,14 +68,16 @@ def apply_changes(
         elif isinstance(change, StructuredChange):
             text = _structured(text)
         elif isinstance(change, ShuffleChange):
-            text, did["sentences_moved"] = _shuffled(text, rng)
+            text, moved = _shuffled(text, rng)
+            did["sentences_moved"] += moved
         elif isinstance(change, RemoveChange):
             text = _removed(text, change.classes, VOCABULARIES[vocabulary], did)
         else:
             made = falsify(text, VOCABULARIES[vocabulary], change.share, rng, change.classes)
             text = made.text
             did += Counter({"facts": made.facts, "wrong_facts": made.wrong})
-        did["words_cut"] += max(0, len(before.split()) - len(text.split()))
+        if isinstance(change, TruncateChange | BriefChange | AltTextChange):
+            did["words_cut"] += max(0, words - len(text.split()))
     return text, +did
 
 
@@ -87,10 +89,11 @@ def _truncated(text: str, words: int) -> str:
 def _brief(text: str, words: int) -> str:
     first = next(iter(sentences(text)), "")
     first = _PREAMBLE.sub("", first, count=1).strip() or first
-    ends = [mark.start() for mark in _RELATIVE.finditer(first)]
+    marks = (mark.start() for mark in _MARK.finditer(first))
     # A comma after fewer than three words stands between adjectives, and ends no clause.
-    ends += [mark.start() for mark in _MARK.finditer(first) if len(first[: mark.start()].split()) >= 3]
-    return _truncated(first[: min(ends, default=len(first))], words).rstrip(" .,;:!?")
+    clause = next((at for at in marks if len(first[:at].split()) >= 3), len(first))
+    relative = _RELATIVE.search(first, 0, clause)
+    return _truncated(first[: relative.start() if relative else clause], words).rstrip(" .,;:!?")
 
 
 def _alt_text(text: str, change: AltTextChange, rng: random.Random) -> str:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from lens_caption.arms.vocabulary import CLASSES, AttributeClass
 from lens_core.config.base import Config
@@ -70,7 +70,21 @@ class WrongFactsChange(Config):
     classes: tuple[AttributeClass, ...] = Field(CLASSES, min_length=1, description="Which may become wrong.")
 
 
+def _by_name(value: Any) -> Any:
+    return {"type": value} if isinstance(value, str) else value
+
+
 Change = Annotated[
-    TruncateChange | ShuffleChange | BriefChange | AltTextChange | StructuredChange | RemoveChange | WrongFactsChange,
-    Field(discriminator="type"),
+    Annotated[
+        TruncateChange
+        | ShuffleChange
+        | BriefChange
+        | AltTextChange
+        | StructuredChange
+        | RemoveChange
+        | WrongFactsChange,
+        Field(discriminator="type"),
+    ],
+    BeforeValidator(_by_name),
 ]
+"""One change; in YAML a mapping with `type`, or a bare name where nothing needs to be set."""

@@ -10,10 +10,12 @@ import asyncio
 import hashlib
 from typing import TYPE_CHECKING, Annotated
 
+import numpy as np
 from fastapi import APIRouter, Form, Request
 from starlette.responses import Response  # noqa: TC002 (FastAPI reads annotations at run time)
 
 from lens_core import images
+from lens_serve.api.answers import unless_gone
 from lens_serve.api.auth import ImagesKey  # noqa: TC001 (FastAPI reads annotations at run time)
 from lens_serve.api.errors import ApiError
 from lens_serve.api.generations import IMAGES, PlaceOf, Same, deliver
@@ -24,8 +26,9 @@ from lens_serve.engine.messages import StartPicture
 from lens_serve.images.upload import read_upload
 
 if TYPE_CHECKING:
-    import numpy as np
-
+    from lens_serve.admission.keys import Key
+    from lens_serve.config import Bounds
+    from lens_serve.engine.messages import ModelInfo
     from lens_serve.server import Server
 
 __all__ = ["router"]
@@ -62,14 +65,31 @@ async def edit(
     if (lens.mode == "inpaint") != (asked.mask is not None):
         message = "'inpaint' needs a mask." if asked.mask is None else "'img2img' takes no mask; 'inpaint' does."
         raise ApiError(400, message, code="invalid_value", param="mask")
-    bounds = server.settings.bounds
+    start, size, body_hash = await unless_gone(request, _prepared(server, asked, lens, model, key))
+    order = order_of(server, asked, lens, model=model, size=size, key=key, place=place, start=start)
+    same = Same(idempotency_key, body_hash)
+    return await deliver(server, request, order, "image_edit", same, stream=bool(asked.stream))
+
+
+async def _prepared(
+    server: Server, asked: EditForm, lens: EditLens, model: ModelInfo, key: Key
+) -> tuple[StartPicture, tuple[int, int], bytes]:
+    """What an edit starts from, its size, and a hash of all that was asked; the uploads themselves are let go."""
     uploads = [asked.image] if asked.mask is None else [asked.image, asked.mask]
-    files = [await upload.read() for upload in uploads]
-    async with server.decoding:
-        read = [
-            await asyncio.to_thread(read_upload, file, max_pixels=UPLOAD_PIXELS, max_bytes=bounds.max_upload_bytes)
-            for file in files
-        ]
+    with server.preparing(key):
+        async with server.decoding:
+            files = [await upload.read() for upload in uploads]
+            work = asyncio.create_task(asyncio.to_thread(_prepare, files, asked, lens, model, server.settings.bounds))
+            try:
+                return await asyncio.shield(work)
+            finally:  # a client may go; its decoder still runs, and counts until it is done
+                await asyncio.wait([work])
+
+
+def _prepare(
+    files: list[bytes], asked: EditForm, lens: EditLens, model: ModelInfo, bounds: Bounds
+) -> tuple[StartPicture, tuple[int, int], bytes]:
+    read = [read_upload(file, max_pixels=UPLOAD_PIXELS, max_bytes=bounds.max_upload_bytes) for file in files]
     picture_HW3 = read[0][0]
     stride = model.stride
     fitting = (picture_HW3.shape[0] // stride * stride, picture_HW3.shape[1] // stride * stride)
@@ -79,14 +99,9 @@ async def edit(
         strength=STRENGTH if lens.strength is None else lens.strength,
         mask=None if asked.mask is None else _mask(read[1][1], picture_HW3, height, width),
     )
-    order = order_of(server, asked, lens, model=model, size=(height, width), key=key, place=place, start=start)
-    same = Same(idempotency_key, _body_hash(asked, files))
-    return await deliver(server, request, order, "image_edit", same, stream=bool(asked.stream))
-
-
-def _body_hash(asked: EditForm, files: list[bytes]) -> bytes:
     words = asked.model_dump_json(exclude_none=True, exclude={"image", "mask"}).encode()
-    return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in (words, *files))).digest()
+    digests = b"".join(hashlib.sha256(part).digest() for part in (words, *files))
+    return start, (height, width), hashlib.sha256(digests).digest()
 
 
 def _mask(alpha_HW: np.ndarray | None, picture_HW3: np.ndarray, height: int, width: int) -> bytes:
@@ -95,5 +110,6 @@ def _mask(alpha_HW: np.ndarray | None, picture_HW3: np.ndarray, height: int, wid
         raise ApiError(400, "Nothing in the mask is transparent.", code="invalid_image", param="mask")
     if alpha_HW.shape != picture_HW3.shape[:2]:
         raise ApiError(400, "Mask and image have different sizes.", code="invalid_image", param="mask")
-    free_HW3 = images.fit((255 * (alpha_HW < 128)).astype("uint8")[..., None].repeat(3, axis=-1), height, width)
-    return (255 * (free_HW3[..., 0] >= 128)).astype("uint8").tobytes()
+    free_HW = np.where(alpha_HW < 128, np.uint8(255), np.uint8(0))
+    fitted_HW3 = images.fit(np.repeat(free_HW[..., None], 3, axis=-1), height, width)
+    return np.where(fitted_HW3[..., 0] >= 128, np.uint8(255), np.uint8(0)).tobytes()

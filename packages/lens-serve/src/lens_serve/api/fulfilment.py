@@ -96,7 +96,9 @@ async def carry_out(server: Server, order: Order) -> AsyncIterator[Event]:
         yield Started(rewritten)
         stage = "draw"
         for draw in draws:
-            drawing = _draw(server, order, msgspec.structs.replace(draw, prompt=rewritten.text), rewritten, events, reached)
+            drawing = _draw(
+                server, order, msgspec.structs.replace(draw, prompt=rewritten.text), rewritten, events, reached
+            )
             tasks.append(asyncio.create_task(drawing))
         admitted.submitted()
         left = order.n

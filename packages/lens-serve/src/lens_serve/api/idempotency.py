@@ -85,6 +85,10 @@ class _Kept:
     value: Repeatable
 
     @property
+    def key_id(self) -> str:
+        return self.value.key_id
+
+    @property
     def finished(self) -> bool:
         return self.value.finished
 

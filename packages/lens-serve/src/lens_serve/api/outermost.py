@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = ["BODY_S", "BodyLimit", "Outermost"]
 
-BODY_S = 30.0
-"""The next piece of a body has to come within this time."""
+BODY_S = 120.0
+"""A body has to come within this time."""
 
 _SAFE = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -103,12 +103,12 @@ class BodyLimit:
         if declared.isdecimal() and int(declared[:20]) > limit:
             await answer(ApiError(413, f"{message}.", code="body_too_large"))(scope, receive, send)
             return
-        seen, complete = 0, False
+        seen, complete, end = 0, False, asyncio.get_running_loop().time() + BODY_S
 
         async def counted() -> Message:
             nonlocal seen, complete
             try:
-                async with asyncio.timeout(None if complete else BODY_S):
+                async with asyncio.timeout_at(None if complete else end):
                     received = await receive()
             except TimeoutError:
                 raise HTTPException(408, "The body did not come in time") from None

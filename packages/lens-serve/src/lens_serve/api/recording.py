@@ -67,6 +67,11 @@ class Recording:
         return recording
 
     @property
+    def key_id(self) -> str:
+        """Whose it is."""
+        return self.order.key.id
+
+    @property
     def started(self) -> Started:
         """Its first event."""
         first = self.events[0]

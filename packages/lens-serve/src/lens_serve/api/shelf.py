@@ -1,8 +1,12 @@
-"""What is kept for a while and forgotten then: by age, by number, and by size, the oldest first."""
+"""What is kept for a while and forgotten then: by age, by number, and by size.
+
+Where there is too much, whoever has most of it loses his oldest: nobody can push out what others keep.
+"""
 
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 if TYPE_CHECKING:
@@ -13,6 +17,11 @@ __all__ = ["Keepable", "Shelf"]
 
 class Keepable(Protocol):
     """What a shelf holds; its size may grow until it is finished, and it is not forgotten before."""
+
+    @property
+    def key_id(self) -> str:
+        """Whose it is."""
+        ...
 
     @property
     def finished(self) -> bool:
@@ -62,14 +71,24 @@ class Shelf(Generic[K, V]):
         return iter([value for _, value in self._values.values()])
 
     def _tidy(self) -> None:
-        """Forget what is too old; then, oldest first, what is too much. Dictionaries keep the order of arrival."""
+        """Forget what is too old, then what is too much. Dictionaries keep the order of arrival."""
         oldest = self._clock() - self._keep_s
-        finished = [(key, put, value.nbytes) for key, (put, value) in self._values.items() if value.finished]
-        excess = len(self._values) - self._most
-        excess_bytes = sum(value.nbytes for value in self) - self._most_bytes
-        for key, put, nbytes in finished:
-            if put > oldest and excess <= 0 and excess_bytes <= 0:
-                break
-            self.drop(key)
-            excess -= 1
-            excess_bytes -= nbytes
+        for key, (put, value) in list(self._values.items()):
+            if put <= oldest and value.finished:
+                self.drop(key)
+        while self._is_full() and (missed := self._least_missed()) is not None:
+            self.drop(missed)
+
+    def _is_full(self) -> bool:
+        return len(self._values) > self._most or sum(value.nbytes for value in self) > self._most_bytes
+
+    def _least_missed(self) -> K | None:
+        """The oldest of whoever takes the largest part of the room, in number or in bytes."""
+        parts: defaultdict[str, float] = defaultdict(float)
+        for value in self:
+            parts[value.key_id] += 1 / self._most + value.nbytes / self._most_bytes
+        finished = [(key, value.key_id) for key, (_, value) in self._values.items() if value.finished]
+        if not finished:
+            return None
+        most = max(dict.fromkeys(owner for _, owner in finished), key=lambda owner: parts[owner])
+        return next(key for key, owner in finished if owner == most)
