@@ -265,21 +265,25 @@ def test_a_decoder_cannot_become_another_user():
 def test_what_a_decoder_began_ends_with_it_when_its_time_is_over(tmp_path, monkeypatch):
     os.mkfifo(tmp_path / "held")
     stand_in = tmp_path / "python"
-    stand_in.write_text(f"#!/bin/sh\nsleep 60 > {tmp_path}/held &\nsleep 60\n")
+    stand_in.write_text(f"#!/bin/sh\n(echo begun; exec sleep 60) > {tmp_path}/held &\nsleep 60\n")
     stand_in.chmod(0o755)
     monkeypatch.setattr(upload.sys, "executable", str(stand_in))
-    monkeypatch.setattr(upload, "TIMEOUT_S", 0.5)
     held = os.open(tmp_path / "held", os.O_RDONLY | os.O_NONBLOCK)
+
+    def read_held():
+        try:
+            return os.read(held, 10)  # nothing, when nobody has it open for writing
+        except BlockingIOError:
+            return None
+
     try:
-        assert "within the time" in refused(saved(PICTURE, "PNG"))
-
-        def is_over():
-            try:
-                return os.read(held, 1) == b""  # nobody has it open for writing any more
-            except BlockingIOError:
-                return False
-
-        wait_until(is_over, "what the decoder began")
+        for seconds in (0.3, 1, 3, 10, 30):  # until the shell has had time to begin anything
+            monkeypatch.setattr(upload, "TIMEOUT_S", seconds)
+            assert "within the time" in refused(saved(PICTURE, "PNG"))
+            if begun := read_held():
+                break
+        assert begun == b"begun\n"
+        wait_until(lambda: read_held() == b"", "the end of what the decoder began")
     finally:
         os.close(held)
 

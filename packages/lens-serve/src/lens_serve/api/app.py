@@ -124,6 +124,8 @@ def _tell_truth(operation: dict[str, Any]) -> None:
                 case {"anyOf": [answered, {"$ref": "#/components/schemas/StreamEvent"} as event]}:
                     stream = {"itemSchema": _event(event)}
                     response["content"] = {"application/json": {"schema": answered}, "text/event-stream": stream}
+                case {"$ref": "#/components/schemas/StreamEvent"} as event:
+                    response["content"] = {"text/event-stream": {"itemSchema": _event(event)}}
 
 
 def _event(data: dict[str, Any]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from lens_serve.api.generations import PlaceOf  # noqa: TC001
 from lens_serve.api.idempotency import DAY_S, IdempotencyKey, body_hash
 from lens_serve.api.orders import generation_order
 from lens_serve.api.recording import Recording
-from lens_serve.api.schemas import Generation, ImagesAnswer  # noqa: TC001
+from lens_serve.api.schemas import Generation, ImagesAnswer, StreamEvent
 from lens_serve.api.shelf import Shelf
 from lens_serve.api.sse import EventStream, frames
 from lens_serve.watch.logs import note
@@ -244,9 +244,8 @@ async def cancel_job(id: JobId, request: Request, key: ImagesKey) -> Response:
 
 @router.get(
     PATH + "/{id}/events",
-    status_code=200,  # FastAPI would look for it among the arguments of the response's class
-    response_class=EventStream,
-    responses=answers(400, 401, 403, 404, 429),
+    response_class=Response,
+    responses={200: {"description": "Events.", "model": StreamEvent}, **answers(400, 401, 403, 404, 429)},
 )
 async def watch_job(id: JobId, request: Request, key: ImagesKey, last_event_id: LastEventId = None) -> Response:
     """The events of `/v1/images/generations` with `stream`, from the first on, or from where a reader was cut off."""
