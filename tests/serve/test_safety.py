@@ -277,8 +277,8 @@ async def test_the_first_refusal_decides():
     assert not isinstance(caught.value, CheckFailed)
     assert (first.asked, second.asked) == (["cats"], [])
     with pytest.raises(Unsafe) as caught:
-        await made.check_prompt("dogs", "negative prompt")
-    assert (caught.value.reason, caught.value.where) == ("no dogs here", "negative prompt")
+        await made.check_prompt("dogs", "rewritten prompt")
+    assert (caught.value.reason, caught.value.where) == ("no dogs here", "rewritten prompt")
     with pytest.raises(Unsafe) as caught:
         await made.check_image(IMAGE + 10)
     assert (caught.value.reason, caught.value.where) == ("too bright", "image")

@@ -133,3 +133,23 @@ def test_guidance_may_be_reused_in_every_other_step(model):
         reuse_guidance=True,
     )
     torch.testing.assert_close(again, one.tokens_NC, rtol=0, atol=1e-5)
+
+
+@torch.inference_mode()
+def test_a_sampler_that_failed_is_not_mistaken_for_one_that_is_done(model):
+    """What raises ends a generator, and the next that asks it is told the end, of nothing."""
+    one = begin(model, REQUESTS[0], WAYS[0])
+
+    def walk(x_NC, time):
+        yield x_NC, time
+        raise torch.OutOfMemoryError("too large")
+
+    one._walk = walk(one.tokens_NC, one.time)
+    next(one._walk)
+    with pytest.raises(torch.OutOfMemoryError):
+        Pack(model, [one]).step()
+    with pytest.raises(RuntimeError, match="the sampler was lost in an earlier step"):
+        Pack(model, [one]).step()
+    assert not one.done
+    assert one.taken == 0
+    assert one.tokens_NC is not None

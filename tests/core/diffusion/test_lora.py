@@ -617,3 +617,34 @@ def test_a_misfit_leaves_the_loras_that_are_there():
     with pytest.raises(ArtifactError):
         load_lora(model, {"x.lora_A.weight": torch.zeros(1, 2)}, name="b")
     assert_draws(model, merged(factors(), 0.5))
+
+
+@pytest.mark.parametrize("where", ["_move_adapter_to_device_of_base_layer", "set_scale"])  # when injected, when filled
+@pytest.mark.parametrize("others", [False, True])
+def test_what_fails_half_way_leaves_no_trace(monkeypatch, where, others):
+    """Out of memory, most of the time; the name is free again, and the same file can be read later."""
+    model = tiny()
+    if others:
+        load_lora(model, peft_keys(factors({QKV: (2, 2.0)})), name="first", scale=0.5)
+        load_lora(model, peft_keys(factors({QKV: (3, 2.0)}, seed=1)), name="second")
+        set_loras(model, {"first": 0.5})
+    before, parts = velocity(model), [name for name, _ in model.named_modules()]
+    layer_class, calls = peft.tuners.lora.LoraLayer, iter(range(1000))
+    real = getattr(layer_class, where)
+
+    def failing(*args):
+        if next(calls) >= 9:
+            raise torch.OutOfMemoryError("too large")
+        return real(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(layer_class, where, failing)
+        with pytest.raises(torch.OutOfMemoryError):
+            load_lora(model, peft_keys(factors(seed=2)), name="third")
+    assert [name for name, _ in model.named_modules()] == parts
+    assert all(parameter.requires_grad for name, parameter in model.named_parameters() if "lora_" not in name)
+    assert torch.equal(velocity(model), before)
+    set_loras(model, {"first": 0.5} if others else {})
+    load_lora(model, peft_keys(factors(seed=2)), name="third")
+    onto = merged(factors({QKV: (2, 2.0)}), 0.5) if others else None
+    assert_draws(model, merged(factors(seed=2), onto=onto))

@@ -231,22 +231,19 @@ def test_a_ticket_is_no_good_for_what_only_hashes_alike():
 
 
 def test_what_is_repeated_has_the_same_start_picture():
+    def asking(**start):
+        return [msgspec.structs.replace(draw(1), start=StartPicture(**start) if start else None)]
+
+    one = {"pixels": b"123", "mask": b"4", "strength": 0.5}
     world = World()
-    starts = [
-        StartPicture(pixels=b"123", strength=0.5, mask=b"4"),
-        StartPicture(pixels=b"123", strength=0.5),
-        StartPicture(pixels=b"1234", strength=0.5),
-        StartPicture(pixels=b"123", strength=0.6, mask=b"4"),
-    ]
     world.level = 10.0
-    for start in [None, *starts]:
-        with pytest.raises(Refused) as caught:
-            world.admission.admit(ADA, [msgspec.structs.replace(draw(1), start=start)])
-    assert world.admission.promised == 5
+    with pytest.raises(Refused) as caught:
+        world.admission.admit(ADA, asking(**one))
     world.now += caught.value.retry_after_s
-    again = StartPicture(pixels=b"123", strength=0.6, mask=b"4")
-    assert world.admission.admit(ADA, [msgspec.structs.replace(draw(1), start=again)])
-    assert world.admission.promised == 4
+    for other in ({}, one | {"pixels": b"12"}, one | {"mask": b"5"}, one | {"mask": None}, one | {"strength": 0.6}):
+        with pytest.raises(Refused):
+            world.admission.admit(ADA, asking(**other))
+    assert world.admission.admit(ADA, asking(**one))
 
 
 def test_tickets_cannot_be_made():

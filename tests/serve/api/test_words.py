@@ -79,11 +79,8 @@ def test_what_is_refused_is_neither_rewritten_nor_drawn(client, chat):
     assert chat.asked == []
 
 
-def test_what_is_steered_away_from_is_checked_too(client, chat):
-    body = {"prompt": "a circle", "lens": {"negative_prompt": "no Gun"}}
-    error = error_of(client.post(URL, json=body), 403)
-    assert (error["code"], error["param"]) == ("content_policy_violation", "lens.negative_prompt")
-    assert chat.asked == []
+def test_what_is_steered_away_from_may_be_named(client, chat):
+    assert draw(client, "a circle", negative_prompt="gun").status_code == 200
 
 
 def test_without_a_seed_equal_prompts_are_rewritten_once(client, chat):
@@ -140,7 +137,6 @@ def test_each_text_is_checked_once(tiny_folder, monkeypatch):
             draw(client, "two circles", rewrite=False)
     assert asked == [
         ("a circle", "prompt"),
-        ("blur", "negative prompt"),
         (DENSE, "rewritten prompt"),
         ("two circles", "prompt"),
     ]

@@ -198,7 +198,8 @@ def test_damaged_files_are_read_or_refused(format_, seed, flips):
 
 def in_the_decoder(code, *, data=b"", max_pixels=1000, **environment):
     """Run some code as a decoder that a picture has taken over; returns the finished process."""
-    program = "import sys\nfrom lens_serve.images import decoder\ndecoder._give_up(int(sys.argv[1]))\n"
+    program = "import sys\nfrom lens_serve.images import decoder\n"
+    program += "decoder.Image.init()\ndecoder._give_up(int(sys.argv[1]))\n"
     return subprocess.run(
         [sys.executable, "-c", program + textwrap.dedent(code), str(max_pixels)],
         input=data,
@@ -265,7 +266,7 @@ def test_a_decoder_cannot_become_another_user():
 def test_what_a_decoder_began_ends_with_it_when_its_time_is_over(tmp_path, monkeypatch):
     os.mkfifo(tmp_path / "held")
     stand_in = tmp_path / "python"
-    stand_in.write_text(f"#!/bin/sh\n(echo begun; exec sleep 60) > {tmp_path}/held &\nsleep 60\n")
+    stand_in.write_text(f"#!/bin/sh\n(echo begun; exec sleep 200) > {tmp_path}/held &\nsleep 200\n")
     stand_in.chmod(0o755)
     monkeypatch.setattr(upload.sys, "executable", str(stand_in))
     held = os.open(tmp_path / "held", os.O_RDONLY | os.O_NONBLOCK)

@@ -24,7 +24,7 @@ class Engines:
     @property
     def states(self):
         beat = Heartbeat(
-            doing="idle", expected_s=0, tick=self.tick, running=1, waiting=2, backlog_s=3, tokens=70, tick_s=0.05
+            doing="idle", expected_s=0, tick=self.tick, running=1, waiting=2, tokens=70, tick_s=0.05
         )
         common = {"device": None, "restarts": 4, "jobs": 3, "backlog_s": 1.5, "cost_error": {"tiny": 0.1}}
         return [

@@ -79,7 +79,7 @@ def keys_add(
     name: Annotated[str, typer.Argument(help="Whose key it is.")],
     file: KeysFile = KEYS,
     scope: Annotated[list[str] | None, typer.Option(help="images, metrics or admin; default: images.")] = None,
-    weight: Annotated[float, typer.Option(help="Of its share when the server is busy.")] = 1.0,
+    weight: Annotated[float, typer.Option(min=0.001, help="Of its share when the server is busy.")] = 1.0,
     max_concurrent: Annotated[int | None, typer.Option(min=1, help="Requests at once.")] = None,
     images_per_day: Annotated[int | None, typer.Option(min=1, help="Images in a UTC day.")] = None,
     seconds_per_day: Annotated[

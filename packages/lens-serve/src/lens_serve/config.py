@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import Field, StringConstraints, model_validator
 
 from lens_core.config.base import Config
 from lens_core.config.components import RewriterField, SafetyCheckerField
@@ -47,11 +47,26 @@ class ListenSettings(Config):
 
     host: str = Field("127.0.0.1", description="Other than loopback only with keys, or `insecure`.")
     port: int = Field(8000, ge=0, le=65535, description="0: any that is free.")
-    metrics_port: int | None = Field(9464, ge=0, le=65535, description="Of the metrics, on the same host; null: none.")
-    allowed_hosts: list[str] = Field([], description="Further names that the server goes by (the Host header).")
+    metrics_port: int | None = Field(
+        9464,
+        ge=0,
+        le=65535,
+        description="Of the metrics, on the same host; null: none, as with `insecure` if nothing is said.",
+    )
+    allowed_hosts: list[str] = Field(
+        [], description="Further names that the server goes by (the Host header), with a port if it is not the usual."
+    )
     keys: str | None = Field(None, description="The file of API keys that `lens serve keys` writes; null: no keys.")
     insecure: bool = Field(False, description="Listen beyond loopback without keys.")
     drain_s: float = Field(30.0, gt=0, le=3600, description="How long running requests may finish at the end.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _hide_metrics(cls, data: Any) -> Any:
+        """Without keys, metrics too are for everybody who gets here: only if they are asked for."""
+        if isinstance(data, dict) and data.get("insecure") and data.get("keys") is None:
+            return {"metrics_port": None, **data}
+        return data
 
 
 class Bounds(Config):
@@ -87,6 +102,7 @@ class EngineSettings(Config):
     tier: Tier = Field("lossless", description="Of requests that name none.")
     watchdog_factor: float = Field(10.0, gt=1, description="A call that takes this many times what was predicted,")
     watchdog_s: float = Field(2.0, gt=0, description="and this long more, hangs: the engine is started anew.")
+    loading_s: float = Field(900.0, gt=0, description="An engine that is not ready by then is started anew.")
     warm_up: bool = Field(True, description="Draw once and measure, before saying ready.")
 
 
@@ -117,7 +133,9 @@ class OutputSettings(Config):
 
     prompt_in_image: bool = Field(True, description="Write prompts into the image's receipt; their hashes always are.")
     store: str | None = Field(None, description="An fsspec URL to write images to; answers then may give their URLs.")
-    public_url: str | None = Field(None, description="What stored images are reached by; null: the store's own URL.")
+    public_url: str | None = Field(
+        None, description="What stored images are reached by; null: the store's own URL, where only this machine asks."
+    )
     c2pa_certificate: str | None = Field(None, description="Certificate chain (PEM) to sign with; needs the extra.")
     c2pa_key: str | None = Field(None, description="Its private key (PEM).")
     threads: int = Field(2, gt=0, le=32, description="That encode images.")

@@ -3,15 +3,13 @@
 A rewriter is somebody else's program and may be slow, down, or talk nonsense. So it is asked in threads, a few at once,
 and nobody waits longer than the time-out: then the prompt is drawn as it is, and the answer says so. After three
 failures in a row nobody asks for ten seconds. What a request that went away had asked for is finished and remembered,
-for whoever asks it next.
+in case it comes again.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import threading
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -19,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lens_core.errors import LensError
 from lens_serve.rewriters.template import paragraph
+from lens_serve.threads import in_a_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,6 +28,9 @@ if TYPE_CHECKING:
 __all__ = ["Breaker", "Outcome", "Rewriting", "Rewritten"]
 
 Outcome = Literal["off", "rewritten", "unchanged", "cached", "fallback"]
+
+_Asked = tuple[str, str, int]
+"""The id of a key, a prompt and a seed."""
 
 _ABANDONED = 2
 """Times as many threads as may rewrite at once may exist: the rest are those that nobody waits for any more."""
@@ -86,8 +88,8 @@ class Breaker:
 class Rewriting:
     """The rewriter of a server, and what it has rewritten.
 
-    Everything but the rewriter itself happens in the event loop. What is remembered goes by prompt and seed: the
-    rewriter and its template stay the same as long as this lives.
+    Everything but the rewriter itself happens in the event loop. What is remembered goes by key, prompt and seed, so
+    that no key learns what others asked; the rewriter and its template stay the same as long as this lives.
 
     Args:
         settings: which rewriter, how long, how many.
@@ -106,26 +108,27 @@ class Rewriting:
         self._breaker = Breaker(clock=clock)
         self._slots = asyncio.Semaphore(settings.concurrency)
         self._threads: set[asyncio.Future[str]] = set()
-        self._asked: dict[tuple[str, int], asyncio.Task[Rewritten]] = {}
-        self._remembered: OrderedDict[tuple[str, int], str] = OrderedDict()
+        self._asked: dict[_Asked, asyncio.Task[Rewritten]] = {}
+        self._remembered: OrderedDict[_Asked, str] = OrderedDict()
 
-    async def rewrite(self, prompt: str, *, seed: int, wanted: bool | None) -> Rewritten:
+    async def rewrite(self, prompt: str, *, seed: int, wanted: bool | None, key_id: str = "") -> Rewritten:
         """The prompt to draw.
 
         Args:
             prompt: as the user wrote it.
             seed: of the rewriter's choices; the same prompt and seed come from memory.
             wanted: what the request says; None takes the server's default.
+            key_id: whose request it is; what others asked is not told from memory.
         """
         if self._rewriter is None or not (self._settings.default if wanted is None else wanted):
             return Rewritten(text=prompt, outcome="off")
-        key = (prompt, seed)
+        key = (key_id, prompt, seed)
         if key in self._remembered:
             self._remembered.move_to_end(key)
             return self._told("cached", prompt, self._remembered[key])
         if key not in self._asked:
             # A task of its own: it goes on when the request that began it has gone, and others may join.
-            task = self._asked[key] = asyncio.create_task(self._ask(prompt, seed))
+            task = self._asked[key] = asyncio.create_task(self._ask(key))
             task.add_done_callback(lambda _: self._asked.pop(key))
         return await asyncio.shield(self._asked[key])
 
@@ -137,7 +140,8 @@ class Rewriting:
         for task in list(self._asked.values()):
             task.cancel()
 
-    async def _ask(self, prompt: str, seed: int) -> Rewritten:
+    async def _ask(self, key: _Asked) -> Rewritten:
+        _, prompt, _ = key
         if not self._breaker.lets_through():
             return self._fallback(prompt, "the rewriter failed several times and is left alone for a while")
         end = asyncio.get_running_loop().time() + self._settings.timeout_s
@@ -151,7 +155,7 @@ class Rewriting:
             if len(self._threads) >= _ABANDONED * self._settings.concurrency:
                 return self._fallback(prompt, "the rewriter is busy")
             async with asyncio.timeout_at(end):
-                text = await asyncio.shield(self._in_a_thread(prompt, seed))
+                text = await asyncio.shield(self._in_a_thread(key))
         except TimeoutError:
             self._breaker.failed()
             return self._fallback(prompt, f"the rewriter took longer than {self._settings.timeout_s:g} s")
@@ -165,33 +169,21 @@ class Rewriting:
         self._breaker.succeeded()
         return self._told("rewritten", prompt, text)
 
-    def _in_a_thread(self, prompt: str, seed: int) -> asyncio.Future[str]:
+    def _in_a_thread(self, key: _Asked) -> asyncio.Future[str]:
         """What the rewriter makes of it; remembered when it comes, whoever still waits."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[str] = loop.create_future()
-        self._threads.add(future)
+        _, prompt, seed = key
+        def rewritten() -> str:
+            (answer,) = self._rewriter.rewrite([prompt], seed=seed)
+            return prompt if answer == prompt else self._cut(answer)
 
-        def came(text: str | None, error: Exception | None) -> None:
+        def came(future: asyncio.Future[str]) -> None:
             self._threads.discard(future)
-            if text is not None:
-                self._remember((prompt, seed), text)
-                future.set_result(text)
-            elif error is not None:
-                future.set_exception(error)
-                future.exception()  # it may be that nobody asks any more
+            if future.exception() is None:  # it may be that nobody asks any more
+                self._remember(key, future.result())
 
-        def run() -> None:
-            text, failure = None, None
-            try:
-                (answer,) = self._rewriter.rewrite([prompt], seed=seed)
-                text = prompt if answer == prompt else self._cut(answer)
-            except Exception as error:
-                failure = error
-            with contextlib.suppress(RuntimeError):  # the server has ended meanwhile
-                loop.call_soon_threadsafe(came, text, failure)
-
-        # A pool's threads would be waited for at the end of the process, however long the rewriter takes.
-        threading.Thread(target=run, name="rewriter", daemon=True).start()
+        future = in_a_thread(rewritten, name="rewriter")
+        self._threads.add(future)
+        future.add_done_callback(came)
         return future
 
     def _cut(self, answer: str) -> str:
@@ -199,7 +191,7 @@ class Rewriting:
         text, most = paragraph(answer), self._settings.max_chars
         return text if len(text) <= most else text[: most + 1].rpartition(" ")[0] or text[:most]
 
-    def _remember(self, key: tuple[str, int], text: str) -> None:
+    def _remember(self, key: _Asked, text: str) -> None:
         self._remembered[key] = text
         while len(self._remembered) > self._settings.cache:
             self._remembered.popitem(last=False)

@@ -100,7 +100,7 @@ class Server:
             rewriting=Rewriting(settings.rewrite, registry),
             gate=Gate(settings.safety, registry),
             encoders=Encoders(settings.output),
-            store=Store.of(settings.output),
+            store=Store.of(settings.output, settings.listen),
             jobs=Jobs(),
             idempotency=Idempotency(),
             metrics=Metrics(engines, admission),

@@ -119,6 +119,8 @@ class Drawing:
         try:
             self.tokens_NC, self.time = self._walk.send(cond_NC)
         except StopIteration as end:
+            if end.value is None:  # what it raised before was its end
+                raise RuntimeError("the sampler was lost in an earlier step") from None
             self.tokens_NC, self.time, self.done = end.value, torch.zeros_like(self.time), True
         self.taken += 1
 

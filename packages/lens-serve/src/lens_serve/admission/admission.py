@@ -7,6 +7,7 @@ See docs/explanation/backpressure.md.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from typing import TYPE_CHECKING, Literal
@@ -179,7 +180,8 @@ class Admission:
         self._tickets.expire(now)
         self._room.replicas = max(1, self._replicas())
         alone_s = sum(map(self._predict, draws))
-        one = Asking(key=key, asked=_asked(draws), alone_s=alone_s, now=now, level_s=self.backlog_s)
+        asked = self._tickets.digest(_asked(draws))
+        one = Asking(key=key, asked=asked, alone_s=alone_s, now=now, level_s=self.backlog_s)
         self._check_limits(one, len(draws))
         ends = now + self._room.ahead_s(one) / self._pace.value + alone_s
         deadline = draws[0].deadline
@@ -267,8 +269,11 @@ def _too_late(takes: str, allowed_s: float) -> Refused:
     return Refused("deadline", f"{takes}, but deadline_ms allows only {max(0.0, allowed_s):.2f} s.")
 
 
-def _asked(draws: Sequence[Draw]) -> int:
-    """Stands for what a request asks for; equal when it is repeated, whatever seed it was given meanwhile."""
-    one = draws[0]
+def _asked(draws: Sequence[Draw]) -> str:
+    """What a request asks for; the same when it is repeated, whatever seed it was given meanwhile."""
+    one, start = draws[0], None
+    if one.start is not None:
+        pictures = one.start.pixels, one.start.mask or b""
+        start = (one.start.strength, *(hashlib.sha256(picture).hexdigest() for picture in pictures))
     size = (one.height, one.width, one.steps, one.guidance, one.tier)
-    return hash((len(draws), one.model, one.prompt, one.negative, size, one.lora, one.lora_scale, one.start))
+    return repr((len(draws), one.model, one.prompt, one.negative, size, one.lora, one.lora_scale, start))

@@ -80,7 +80,7 @@ class KeyRecord(Config):
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     name: str = Field(min_length=1, max_length=100)
     scopes: tuple[Scope, ...] = Field(("images",), min_length=1)
-    weight: float = Field(1.0, gt=0, le=1000, allow_inf_nan=False)
+    weight: float = Field(1.0, ge=0.001, le=1000, allow_inf_nan=False)
     max_concurrent: int | None = Field(None, gt=0)
     images_per_day: int | None = Field(None, gt=0)
     seconds_per_day: float | None = Field(None, gt=0, allow_inf_nan=False)

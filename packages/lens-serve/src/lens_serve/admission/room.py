@@ -54,7 +54,7 @@ class Asking:
     """
 
     key: Key
-    asked: int
+    asked: bytes
     alone_s: float
     now: float
     level_s: float

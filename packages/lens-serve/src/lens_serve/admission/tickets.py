@@ -2,7 +2,8 @@
 
 A promise is kept for one request of one key that costs no more than the one that was refused, from its time until a
 little later. The client proves it by a ticket: the promise's number, signed with a secret of this process. Clients
-that cannot send tickets are known by what they ask for: they repeat it word for word.
+that cannot send tickets are known by what they ask for: they repeat it word for word. What was asked for is kept as a
+digest under the same secret, so that nobody can look for two requests that count as one.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class Promise:
     Args:
         number: counts up.
         key: whose it is.
-        asked: stands for what was asked for.
+        asked: stands for what was asked for: its `Tickets.digest`.
         alone_s: predicted seconds of that, when it is alone.
         at: when it may come.
         until: and no later.
@@ -41,12 +42,12 @@ class Promise:
 
     number: int
     key: Key
-    asked: int
+    asked: bytes
     alone_s: float
     at: float
     until: float
 
-    def fits(self, asked: int, alone_s: float) -> bool:
+    def fits(self, asked: bytes, alone_s: float) -> bool:
         """Whether a request may have the place at its time. The same one may be predicted anew."""
         return asked == self.asked or alone_s <= self.alone_s
 
@@ -56,7 +57,7 @@ class Tickets:
 
     Args:
         per_key: how many of one key at most.
-        in_all: how many at most.
+        in_all: how many at most, but for the first of each key.
     """
 
     def __init__(self, *, per_key: int = 256, in_all: int = 512):
@@ -71,12 +72,16 @@ class Tickets:
         """All of them, in the order of their times."""
         return self._in_order
 
-    def has_room(self, key: Key) -> bool:
-        """Whether a key may be promised one more."""
-        held = sum(promise.key.id == key.id for promise in self._in_order)
-        return len(self._in_order) < self._in_all and held < self._per_key
+    def digest(self, said: str) -> bytes:
+        """What stands for a request, and for no other; in this process alone."""
+        return hashlib.blake2b(said.encode(), key=self._secret, digest_size=32).digest()
 
-    def promise(self, key: Key, asked: int, alone_s: float, at: float, until: float) -> Promise:
+    def has_room(self, key: Key) -> bool:
+        """Whether a key may be promised one more; a first one always, whatever others hold."""
+        held = sum(promise.key.id == key.id for promise in self._in_order)
+        return held < self._per_key and (len(self._in_order) < self._in_all or not held)
+
+    def promise(self, key: Key, asked: bytes, alone_s: float, at: float, until: float) -> Promise:
         """Promise a place."""
         promise = Promise(next(self._numbers), key, asked, alone_s, at, until)
         self._promises[promise.number] = promise
@@ -96,7 +101,7 @@ class Tickets:
             return None
         return promise if hmac.compare_digest(parts[2], self._signature(promise)) else None
 
-    def find(self, key: Key, now: float, asked: int) -> Promise | None:
+    def find(self, key: Key, now: float, asked: bytes) -> Promise | None:
         """The first promise whose time has come to a request that is repeated without its ticket."""
         for promise in self._in_order:
             if promise.key.id == key.id and promise.asked == asked and promise.at <= now:

@@ -20,21 +20,23 @@ from lens_serve.api.errors import ApiError, answer
 from lens_serve.listening import is_loopback
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from lens_serve.admission.keys import Keyring
     from lens_serve.config import ListenSettings
 
-__all__ = ["Doorkeeper", "ImagesKey", "OPEN_TO_ALL", "check_listen", "key_of"]
+__all__ = ["HEADERS", "Doorkeeper", "ImagesKey", "OPEN_TO_ALL", "check_listen", "key_of"]
 
 _SAFE = {"GET", "HEAD", "OPTIONS"}
+_PORTS = {"http": 80, "https": 443}
+_NAME = re.compile(r"[a-z0-9._:-]+")
 
 OPEN_TO_ALL = re.compile(r"/|/static/[^/]*|/health/(live|ready)")
 """What needs no key: the page, and whether the server is there."""
 
-_HEADERS = {
+HEADERS = {
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
     "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
@@ -48,8 +50,9 @@ def check_listen(listen: ListenSettings) -> None:
     """Refuse to let anybody in from outside without keys.
 
     Raises:
-        ConfigError: the server would listen beyond this machine, and has no keys.
+        ConfigError: the server would listen beyond this machine, and has no keys; or it cannot have such a name.
     """
+    _named(listen.allowed_hosts)
     if is_loopback(listen.host) or listen.keys is not None or listen.insecure:
         return
     raise ConfigError(
@@ -119,8 +122,8 @@ class Doorkeeper:
     ):
         self._app, self._keyring, self._purpose = app, keyring, purpose
         self._open_to_all = open_to_all
-        self._allowed = {name.lower() for name in listen.allowed_hosts}
-        self._names = {"localhost", listen.host.lower()} | self._allowed
+        self._allowed = _named(listen.allowed_hosts)
+        self._names = {"localhost", listen.host.lower()} | {name for name, _ in self._allowed}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, as ASGI wants it."""
@@ -131,7 +134,7 @@ class Doorkeeper:
         async def guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
-                for name, value in _HEADERS.items():
+                for name, value in HEADERS.items():
                     headers.setdefault(name, value)
             await send(message)
 
@@ -144,29 +147,67 @@ class Doorkeeper:
 
     def _check(self, scope: Scope, headers: Headers) -> None:
         host = headers.get("host", "")
-        name = _hostname(host)
-        if name is None or not (name in self._names or name.endswith(".localhost") or _is_address(name)):
+        place = _place(host)
+        if place is None or not self._is_named(place[0]):
             message = "This server does not go by that name; its operator can add it to listen.allowed_hosts."
             raise ApiError(421, message, code="unknown_host")
-        origin = headers.get("origin")
-        if scope["method"] not in _SAFE and origin is not None and not self._is_own(origin, host):
+        origin, scheme = headers.get("origin"), scope.get("scheme", "http")
+        if scope["method"] not in _SAFE and origin is not None and not self._is_own(origin, host, scheme):
             raise ApiError(403, "Pages of other sites may not use this server.", code="cross_origin")
         if self._open_to_all is None or not self._open_to_all.fullmatch(scope["path"]):
             key = key_of(headers, self._keyring(scope), self._purpose)
             scope.setdefault("state", {}).update(key=key, key_id=key.id)
 
-    def _is_own(self, origin: str, host: str) -> bool:
-        """Whether it is this server's page: named as in Host, or as it is allowed, if a proxy changed Host."""
-        place = origin.lower().partition("://")[2]
-        return place == host.lower() or _hostname(place) in self._allowed
+    def _is_named(self, name: str) -> bool:
+        return name in self._names or name.endswith(".localhost") or _is_address(name)
+
+    def _is_own(self, origin: str, host: str, scheme: str) -> bool:
+        """Whether it is this server's page: scheme, name and port are those of the request, or are allowed.
+
+        A proxy may have changed Host, or not have told that it does TLS; so for names that are allowed, only the port
+        has to be right, and a page over http is no good where the server was asked over https.
+        """
+        page_scheme, _, rest = origin.lower().partition("://")
+        place = _place(rest)
+        if place is None or page_scheme not in _PORTS:
+            return False
+        name, port = place[0], place[1] or _PORTS[page_scheme]
+        asked = _place(host)
+        if asked is not None and (page_scheme, name, port) == (scheme, asked[0], asked[1] or _PORTS.get(scheme)):
+            return True
+        if (page_scheme, scheme) == ("http", "https"):
+            return False
+        return (name, port) in {(allowed, special or _PORTS[page_scheme]) for allowed, special in self._allowed}
 
 
-def _hostname(host: str) -> str | None:
-    """The name of a Host header, without its port; None if there is none."""
+def _named(allowed_hosts: Sequence[str]) -> list[tuple[str, int | None]]:
+    """The names and ports of `listen.allowed_hosts`.
+
+    Raises:
+        ConfigError: one is none.
+    """
+    places = []
+    for said in allowed_hosts:
+        place = _place(said)
+        if place is None:
+            raise ConfigError(
+                f"{said!r} is no name of a server: say one like images.example.org or images.example.org:8443",
+                key="listen.allowed_hosts",
+            )
+        places.append(place)
+    return places
+
+
+def _place(host: str) -> tuple[str, int | None] | None:
+    """Name and port of a Host header, or of what is written like one; None if it is none."""
     try:
-        return urlsplit(f"//{host}").hostname
+        parts = urlsplit(f"//{host}")
+        name, port = parts.hostname, parts.port
     except ValueError:
         return None
+    if not name or parts.netloc != host or "@" in host or not _NAME.fullmatch(name):
+        return None
+    return name, port
 
 
 def _is_address(name: str) -> bool:

@@ -121,8 +121,7 @@ def to_api_error(error: Exception) -> ApiError | None:
         case CheckFailed():
             return ApiError(500, _sentence(str(error)), code="check_failed")
         case Unsafe():
-            param = "lens.negative_prompt" if error.where == "negative prompt" else "prompt"
-            return ApiError(403, _sentence(str(error)), code="content_policy_violation", param=param)
+            return ApiError(403, _sentence(str(error)), code="content_policy_violation", param="prompt")
         case UploadError():
             return ApiError(400, _sentence(str(error)), code="invalid_image", param="image")
         case StoreError():

@@ -16,9 +16,10 @@ import msgspec
 
 from lens_serve.admission.admission import Refused
 from lens_serve.api.errors import ApiError
-from lens_serve.engine.events import Glimpse, Picture, Step
+from lens_serve.engine.events import EngineError, Glimpse, Picture, Step
 from lens_serve.images.store import new_name
 from lens_serve.provenance.receipt import receipt
+from lens_serve.safety.gate import CheckFailed, Unsafe
 from lens_serve.watch.traces import span, stages
 
 if TYPE_CHECKING:
@@ -105,6 +106,8 @@ async def carry_out(server: Server, order: Order) -> AsyncIterator[Event]:
         while left:
             event = await events.get()
             if isinstance(event, Exception):
+                if _is_our_fault(event):
+                    reached[:] = [0.0] * order.n
                 raise event
             if isinstance(event, PictureEvent):
                 admitted.charge(admitted.alone_s / order.n)  # whatever the company was
@@ -120,19 +123,27 @@ async def carry_out(server: Server, order: Order) -> AsyncIterator[Event]:
         try:
             await asyncio.gather(*tasks, return_exceptions=True)
         finally:  # whoever is cancelled again while waiting
-            # What was drawn and not handed out took time all the same.
+            # What was drawn and not handed out took time all the same; what we failed to draw nobody pays for.
             admitted.charge(admitted.alone_s / order.n * sum(reached), images=0)
             admitted.release()
 
 
+def _is_our_fault(error: Exception) -> bool:
+    """Whether the server failed, rather than that a client asked for what is not to be had."""
+    if isinstance(error, EngineError):
+        return error.reason not in {"deadline", "invalid", "memory"}
+    return isinstance(error, CheckFailed) or not isinstance(error, Unsafe)
+
+
 async def _decide_on_prompt(server: Server, order: Order) -> Rewritten:
-    """All that was typed is checked, and what is drawn as well, since a rewriter may add what nobody asked for."""
+    """The prompt is checked, and what is drawn as well, since a rewriter may add what nobody asked for.
+
+    A negative prompt is not: whoever wants no blood in his picture has to say so.
+    """
     try:
         async with asyncio.timeout(None if order.deadline is None else order.deadline - time.monotonic()):
             with _stage(server, "check"):
                 await server.gate.check_prompt(order.prompt, "prompt")
-                if order.negative:
-                    await server.gate.check_prompt(order.negative, "negative prompt")
             with _stage(server, "rewrite"):
                 rewritten = await server.rewriting.rewrite(order.prompt, seed=order.rewrite_seed, wanted=order.rewrite)
             if rewritten.text != order.prompt:

@@ -34,8 +34,9 @@ Ticket = Annotated[
 Retries = Annotated[str | None, Header(alias="x-stainless-retry-count", include_in_schema=False)]
 
 
-def place_of(ticket: Ticket = None, retries: Retries = None) -> Place:
+async def place_of(ticket: Ticket = None, retries: Retries = None) -> Place:
     """What our own clients say of an earlier refusal; OpenAI's say it when they repeat a request by themselves."""
+    # A coroutine, though it waits for nothing: what is none is run in a thread, one for each request.
     return Place(ticket=ticket, repeated=None if retries is None else retries != "0")
 
 

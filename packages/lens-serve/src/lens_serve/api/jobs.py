@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from fastapi import APIRouter, Header, Path, Request
 from pydantic import BaseModel, Field
-from starlette.responses import Response  # noqa: TC002 (FastAPI reads annotations at run time)
+from starlette.responses import Response
 
 from lens_serve.api.answers import images_answer, json_answer, unless_gone
 from lens_serve.api.auth import ImagesKey  # noqa: TC001 (FastAPI reads annotations at run time)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 
+from lens_serve.api.auth import HEADERS
 from lens_serve.api.errors import ApiError, answer
 from lens_serve.watch.logs import log_request
 
@@ -70,7 +71,9 @@ class Outermost:
                 logger.exception("request %s failed", name)
                 if status:
                     raise  # an answer has begun; closing the connection is all that can be said
-                await answer(ApiError(500, "The server failed.", code="internal"))(scope, receive, named)
+                # The door keeper, who sees to headers, is inside of this.
+                failed = ApiError(500, "The server failed.", code="internal", headers=HEADERS)
+                await answer(failed)(scope, receive, named)
             finally:
                 route, seconds = getattr(scope.get("route"), "path", "other"), time.monotonic() - began
                 facts.update(name=f"{scope['method']} {route}", status=status, request=name)

@@ -16,7 +16,7 @@ from lens_serve.api.fulfilment import PictureEvent, PreviewEvent, Started
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-
+    from types import TracebackType
     from lens_serve.api.fulfilment import Event
     from lens_serve.api.orders import Order
 
@@ -40,6 +40,7 @@ class Recording:
         self.order, self.kept = order, kept
         self.events: list[Event] = []
         self.error: Exception | None = None
+        self._traceback: TracebackType | None = None
         self.cancelled = self.finished = False
         # A picture that it starts from is kept with the order.
         self.nbytes = 0 if order.start is None else len(order.start.pixels) + len(order.start.mask or b"")
@@ -62,8 +63,8 @@ class Recording:
         except asyncio.CancelledError:
             await recording.cancel()
             raise
-        if not recording.events and recording.error is not None:
-            raise recording.error
+        if not recording.events:
+            recording._check()
         return recording
 
     @property
@@ -104,8 +105,7 @@ class Recording:
             if over:
                 break
             await news.wait()
-        if self.error is not None:
-            raise self.error
+        self._check()
 
     def join(self) -> None:
         """Somebody listens from now on, and says `leave` at the end."""
@@ -138,11 +138,19 @@ class Recording:
             raise
         except Exception as error:  # its readers raise it
             self.error = error
-            if self.kept and to_api_error(error) is None:  # it may be that nobody reads it
-                logger.exception("order %s failed", self.order.id)
+            if self.kept:
+                if to_api_error(error) is None:  # it may be that nobody reads it
+                    logger.exception("order %s failed", self.order.id)
+                # Their frames hold pictures, for as long as this is kept.
+                error.__traceback__ = error.__cause__ = error.__context__ = None
+            self._traceback = error.__traceback__
         finally:
             self.finished = True
             self._tell()
+
+    def _check(self) -> None:
+        if self.error is not None:
+            raise self.error.with_traceback(self._traceback)  # not that of the reader before
 
     def _tell(self) -> None:
         self._news.set()

@@ -40,6 +40,7 @@ HEARTBEAT_S = 10.0
 WRITE_S = 30.0
 """A reader who takes nothing for so long is dropped."""
 
+_PIECE = 1 << 16
 logger = logging.getLogger(__name__)
 
 
@@ -167,11 +168,14 @@ class EventStream(Response):
 
 
 class _Writer:
-    """Writes one piece at a time, and not for ever."""
+    """Writes one event or comment at a time, in pieces: a slow reader takes each in time, if not a large event."""
 
     def __init__(self, send: Send):
         self._send, self._turn = send, asyncio.Lock()
 
     async def __call__(self, data: bytes, *, more: bool = True) -> None:
-        async with self._turn, asyncio.timeout(WRITE_S):
-            await self._send({"type": "http.response.body", "body": data, "more_body": more})
+        async with self._turn:
+            for begin in range(0, len(data) or 1, _PIECE):
+                piece, last = data[begin : begin + _PIECE], begin + _PIECE >= len(data)
+                async with asyncio.timeout(WRITE_S):
+                    await self._send({"type": "http.response.body", "body": piece, "more_body": more or not last})

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Calls", "Outcome"]
 
-LORA_S = 30.0
-"""To read a LoRA, and the library for it."""
+FIRST_S = 30.0
+"""To read a LoRA, and the library for it; or for a first call, which reads weights and makes kernels."""
 
 
 class Outcome(NamedTuple):
@@ -38,10 +38,13 @@ class Calls:
         pulse: that announces them.
         costs: of each model's calls.
         device: of the models.
+        warm: the models' plain calls were made before.
     """
 
-    def __init__(self, pulse: Pulse, costs: Mapping[str, CostModel], device: torch.device):
+    def __init__(self, pulse: Pulse, costs: Mapping[str, CostModel], device: torch.device, *, warm: bool):
         self._pulse, self._costs, self._device = pulse, costs, device
+        plain = {(doing, model, None) for doing in ("encode", "denoise", "decode") for model in costs}
+        self._made: set[tuple[str, str, str | None]] = plain if warm else set()
         self._packs: list[tuple[list[tuple[Job, bool]], Pack]] = []
 
     def encode(self, jobs: list[Job]) -> Outcome:
@@ -54,22 +57,25 @@ class Calls:
             nonlocal tokens
             tokens = model.encode(some)
 
-        outcome = self._call("encode", cost.encode_s(guessed), jobs, work)
+        # Texts of no characters may have tokens all the same.
+        outcome = self._call("encode", cost.encode_s(max(1, guessed)), jobs, work)
         if not outcome.failed:
             cost.observe_encode(tokens, outcome.seconds)
         return outcome
 
     def begin(self, job: Job) -> Outcome:
         """Noise, and what the picture starts from: that takes about as long to encode as to decode."""
-        expected_s = self._costs[job.draw.model].decode_s(job.pixels) if job.request.start else 0.0
-        return self._call("encode", expected_s, [job], lambda _: job.begin())
+        if job.request.start is None:
+            return self._call("encode", 0.0, [job], lambda _: job.begin())
+        expected_s = self._costs[job.draw.model].decode_s(job.pixels)
+        return self._call("encode", expected_s, [job], lambda _: job.begin(), kind="start")
 
     def step(self, jobs: list[Job]) -> Outcome:
         """A tick: one step of each. Some of a pack that fails half-way may have taken theirs."""
         draw, model, cost = jobs[0].draw, jobs[0].model, self._costs[jobs[0].draw.model]
         try:
             if not model.has_read(draw.lora):
-                self._pulse.beat("lora", LORA_S)
+                self._pulse.beat("lora", FIRST_S)
             model.use(draw.lora, draw.lora_scale)
         except Exception as error:
             return Outcome(dict.fromkeys(jobs, error), 0.0)
@@ -81,7 +87,7 @@ class Calls:
             if waiting := [job for job in some if job.drawing.taken == taken[job]]:
                 self._packed(waiting).step()
 
-        outcome = self._call("denoise", predicted_s, jobs, work)
+        outcome = self._call("denoise", predicted_s, jobs, work, kind=draw.lora)
         self._pulse.ticked(draw.model, sequences, outcome.seconds, predicted_s)
         if not outcome.failed:
             cost.observe_tick(sequences, outcome.seconds)
@@ -116,11 +122,22 @@ class Calls:
         self._packs = [(company, pack), *self._packs[:1]]
         return pack
 
-    def _call(self, doing: str, expected_s: float, jobs: list[Job], work: Callable[[Sequence[Job]], None]) -> Outcome:
+    def _call(
+        self,
+        doing: str,
+        expected_s: float,
+        jobs: list[Job],
+        work: Callable[[Sequence[Job]], None],
+        *,
+        kind: str | None = None,
+    ) -> Outcome:
+        made = doing, jobs[0].draw.model, kind
+
         def call(some: Sequence[Job]) -> None:
-            self._pulse.beat(doing, expected_s)
+            self._pulse.beat(doing, expected_s if made in self._made else max(expected_s, FIRST_S))
             work(some)
             synchronize(self._device)
+            self._made.add(made)
 
         began = time.monotonic()
         failed = together(jobs, call)

@@ -89,7 +89,6 @@ class EngineClient:
         settings: what the engine is told.
         command: what starts it; arguments follow.
         changed: called when the engine becomes ready, is lost, has ended, or ends a job.
-        loading_s: how long an engine may take to become ready.
 
     Attributes:
         pid: of the process, if there is one.
@@ -99,6 +98,7 @@ class EngineClient:
         heartbeat: the last one of this process, if any.
         jobs: those under way, by id.
         restarts: how often a process was started in place of another.
+        loading_took_s: from the start of a process until it was ready, the last time; 0 if none ever was.
         last_line: the last whole one that the engine wrote to its standard error.
         exit_code: of the last process that ended; negative if a signal ended it.
     """
@@ -110,10 +110,9 @@ class EngineClient:
         *,
         command: Sequence[str],
         changed: Callable[[], None] = lambda: None,
-        loading_s: float = 900.0,
     ):
         self.index = index
-        self._settings, self._command, self._changed, self._loading_s = settings, list(command), changed, loading_s
+        self._settings, self._command, self._changed = settings, list(command), changed
         self.pid: int | None = None
         self.is_ready = False
         self.said: Ready | None = None
@@ -124,7 +123,8 @@ class EngineClient:
         self.restarts = 0
         self.last_line = ""
         self.exit_code: int | None = None
-        self._heard_at = self._ready_at = 0.0
+        self.loading_took_s = 0.0
+        self._started_at = self._heard_at = self._ready_at = 0.0
         self._silent_s = 0.0
         self._writer: asyncio.StreamWriter | None = None
         self._keeper: asyncio.Task[None] | None = None
@@ -183,10 +183,12 @@ class EngineClient:
 
     async def _live(self) -> str:
         """Start an engine, and see it through to its end, which is how the answer reads."""
-        slots = Slots.create(SLOTS, 3 * self._settings.bounds.max_pixels)
-        ours, theirs = socket.socketpair()
-        with contextlib.closing(slots), ours:
+        with contextlib.ExitStack() as held:
+            slots = held.enter_context(contextlib.closing(Slots.create(SLOTS, 3 * self._settings.bounds.max_pixels)))
+            ours, theirs = socket.socketpair()
+            held.enter_context(ours)
             with theirs:
+                self._started_at = time.monotonic()
                 process = await asyncio.create_subprocess_exec(
                     *self._command,
                     *("--socket-fd", str(theirs.fileno()), "--memory-fd", str(slots.fd), "--slots", str(slots.count)),
@@ -227,10 +229,12 @@ class EngineClient:
 
     async def _bury(self, process: Process, tasks: list[asyncio.Task[Any]]) -> None:
         """Leave nothing of a process: it, and what it started, is killed and waited for."""
-        with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # what macOS says of a process that has ended
             os.killpg(process.pid, signal.SIGKILL)
         self.exit_code = await process.wait()
-        await asyncio.wait(tasks, timeout=_LAST_WORDS_S)
+        _, waiting = await asyncio.wait(tasks, timeout=_LAST_WORDS_S)
+        for task in waiting:
+            task.cancel()
         self._changed()
 
     async def _listen(self, reader: asyncio.StreamReader, slots: Slots) -> str:
@@ -246,7 +250,7 @@ class EngineClient:
         engine = self._settings.engine
         while True:
             expected_s = self.heartbeat.expected_s if self.heartbeat else 0.0
-            patience_s = engine.watchdog_factor * expected_s + engine.watchdog_s if self.is_ready else self._loading_s
+            patience_s = engine.watchdog_factor * expected_s + engine.watchdog_s if self.is_ready else engine.loading_s
             if self._silent_s > patience_s:
                 doing = self.heartbeat.doing if self.heartbeat and self.is_ready else "loading"
                 return f"hangs ({doing}: nothing heard for {self._silent_s:.1f} s) and was killed"
@@ -281,6 +285,7 @@ class EngineClient:
                     self.costs.update((name, CostModel(costs)) for name, costs in message.costs.items())
             case Ready():
                 self.said, self.is_ready, self._ready_at, self._silent_s = message, True, time.monotonic(), 0.0
+                self.loading_took_s = self._ready_at - self._started_at
                 self._mistake = None
                 self.costs = {name: CostModel(costs) for name, costs in message.costs.items()}
                 self.knee_tokens = message.knee_tokens

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 __all__ = ["EngineError", "EngineState", "Engines", "Glimpse", "Picture", "Step"]
 
+_SLACK = 1.5
+"""How much longer than the last time an engine may take to load before jobs give it up."""
 
 @dataclass(frozen=True, kw_only=True)
 class EngineState:
@@ -64,8 +66,7 @@ class Engines:
     Args:
         settings: what is served, and how.
         command: starts an engine.
-        loading_s: how long an engine may take to become ready.
-        patience_s: how long a job waits while no engine is ready.
+        patience_s: how long a job waits while no engine is ready; longer if they were known to take longer to load.
     """
 
     def __init__(
@@ -73,7 +74,6 @@ class Engines:
         settings: ServeSettings,
         *,
         command: Sequence[str] = (sys.executable, "-m", "lens_serve.engine"),
-        loading_s: float = 900.0,
         patience_s: float = 60.0,
     ):
         self._patience_s = patience_s
@@ -81,7 +81,7 @@ class Engines:
         self._changes = asyncio.Event()
         self._stopped = False
         self._clients = [
-            EngineClient(index, settings, command=command, changed=self._changed, loading_s=loading_s)
+            EngineClient(index, settings, command=command, changed=self._changed)
             for index in range(settings.engine.replicas)
         ]
 
@@ -181,6 +181,7 @@ class Engines:
         """The engine that a job goes to; waits until there is one."""
         latest = math.inf if draw.deadline is None else draw.deadline
         give_up = math.inf
+        patience_s = max(self._patience_s, *(_SLACK * client.loading_took_s for client in self._clients))
         self._homeless[draw.id] = draw
         try:
             while True:
@@ -190,7 +191,7 @@ class Engines:
                 free = [c for c in ready if not again or not any(job.again for job in c.jobs.values())]
                 if free:
                     return min(free, key=self._backlog_s)
-                give_up = math.inf if ready else min(give_up, time.monotonic() + self._patience_s)
+                give_up = math.inf if ready else min(give_up, time.monotonic() + patience_s)
                 until = min(give_up, latest)
                 try:
                     async with asyncio.timeout(None if until == math.inf else until - time.monotonic()):
@@ -198,7 +199,7 @@ class Engines:
                 except TimeoutError:
                     if until == latest:
                         raise EngineError("deadline", "the deadline passed before an engine was ready") from None
-                    raise EngineError("unavailable", f"no engine was ready for {self._patience_s:g} s") from None
+                    raise EngineError("unavailable", f"no engine was ready for {patience_s:.0f} s") from None
         finally:
             del self._homeless[draw.id]
 

@@ -10,10 +10,15 @@ if TYPE_CHECKING:
     from lens_serve.engine.cost import CostModel, Price
     from lens_serve.engine.messages import Draw, ModelInfo
 
-__all__ = ["Forecast"]
+__all__ = ["Forecast", "guessed_tokens"]
 
 _CHARS_PER_TOKEN = 4
 """Of English prose, about."""
+
+
+def guessed_tokens(text: str) -> int:
+    """How many tokens a text is about; none only of no text."""
+    return -(-len(text) // _CHARS_PER_TOKEN)
 
 
 class Forecast:
@@ -31,10 +36,11 @@ class Forecast:
         self.steps = draw.steps if draw.start is None else max(1, round(draw.steps * draw.start.strength))
         image = (draw.height // model.stride) * (draw.width // model.stride)
         texts = (draw.prompt, draw.negative) if draw.guidance != 1 else (draw.prompt,)
-        self._branches = tuple(Branch(image, -(-len(text) // _CHARS_PER_TOKEN)) for text in texts)
+        self._branches = tuple(Branch(image, guessed_tokens(text)) for text in texts)
         self._reuses_guidance = draw.tier == "fast"
         self._text_tokens = sum(branch.text_tokens for branch in self._branches)
         self._pixels = draw.height * draw.width
+        self._starts = draw.start is not None
         self._is_exact = draw.tier == "exact"
         self._prices: dict[tuple[int, int], Price] = {}  # by branches and who shares a tick: asked for again and again
 
@@ -51,7 +57,7 @@ class Forecast:
         Args:
             cost: of the model, always of the same engine.
             steps_left: of the job.
-            begun: its text is encoded.
+            begun: its text is encoded, and the picture that it starts from.
             jobs: that the engine has, this one included.
             knee_tokens: of a tick that fills the device.
         """
@@ -65,5 +71,7 @@ class Forecast:
 
         lean = lean_steps(self.steps - steps_left, self.steps) if self._reuses_guidance else 0
         steps_s = (steps_left - lean) * step_s(self._branches) + lean * step_s(self._branches[:1])
-        text_s = 0.0 if begun else cost.encode_s(self._text_tokens)
-        return text_s + steps_s + cost.decode_s(self._pixels)
+        decode_s = cost.decode_s(self._pixels)
+        # A picture takes about as long to encode as to decode.
+        begin_s = 0.0 if begun else cost.encode_s(self._text_tokens) + (decode_s if self._starts else 0.0)
+        return begin_s + steps_s + decode_s

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from lens_core.diffusion.requests import Request, Start, check_requests
 from lens_core.errors import ConfigError
 from lens_serve.engine.cost import Branch
+from lens_serve.engine.forecast import guessed_tokens
 from lens_serve.engine.previews import Moments
 from lens_serve.engine.scheduler import Entry
 
@@ -99,8 +100,8 @@ class Job:
 
     @property
     def guessed_sequences(self) -> tuple[Branch, ...]:
-        """Its branches, while nobody has counted the tokens of its texts: four characters make one, or so."""
-        return self.sequences(len(self.request.prompt) // 4, len(self.request.negative) // 4)
+        """Its branches, while nobody has counted the tokens of its texts."""
+        return self.sequences(guessed_tokens(self.request.prompt), guessed_tokens(self.request.negative))
 
     def sequences(self, text_tokens: int, negative_tokens: int) -> tuple[Branch, ...]:
         """Its branches, by their tokens."""

@@ -16,7 +16,7 @@ from lens_core.diffusion.drawing import Drawing
 from lens_core.diffusion.model_folder import LENS_JSON, load_model_folder
 from lens_core.diffusion.text_to_image import decode, encode, encode_starts
 from lens_core.diffusion.weights.lora import load_lora, set_loras
-from lens_core.errors import LensError
+from lens_core.errors import ConfigError, LensError
 from lens_core.storage.artifacts import load_artifact
 from lens_serve.engine.messages import ModelInfo
 from lens_serve.engine.previews import LinearPreview
@@ -107,7 +107,11 @@ class EngineModel:
         self.loaded.forget_modulation()
         if lora is not None and lora not in self._known:
             # Called by its number, since the library takes no dots in a name.
-            load_lora(transformer, Path(self._loras[lora]), name=f"lora{len(self._known)}")
+            try:
+                load_lora(transformer, Path(self._loras[lora]), name=f"lora{len(self._known)}")
+            except ConfigError as error:
+                # Its file is the operator's, and no client can mend it, nor is to be told where it is.
+                raise LensError(f"the LoRA {lora}: {error}") from error
             self._known.append(lora)
         set_loras(transformer, {} if lora is None else {f"lora{self._known.index(lora)}": scale})
         self._in_use = wanted

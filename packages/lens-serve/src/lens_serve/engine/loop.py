@@ -79,7 +79,7 @@ class Engine:
         self._channel, self._models = channel, models
         self._device = next(iter(models.values())).loaded.device
         self._pulse = Pulse(channel, costs, self.jobs, self._device, knee_tokens)
-        self._calls = Calls(self._pulse, costs, self._device)
+        self._calls = Calls(self._pulse, costs, self._device, warm=settings.warm_up)
 
     def run(self) -> NoReturn:
         """Work until the other end of the channel is closed.

@@ -34,8 +34,8 @@ __all__ = [
     "ToEngine",
 ]
 
-MAX_FRAME = 64 << 20
-"""Bytes; a start picture and its mask are the largest that travels."""
+MAX_FRAME = 80 << 20
+"""Bytes; a start picture and its mask are the largest that travels: 2^24 pixels of four bytes, and texts."""
 
 
 class StartPicture(msgspec.Struct, frozen=True, kw_only=True):

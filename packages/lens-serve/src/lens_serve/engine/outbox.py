@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import time
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Outbox"]
 
+log = logging.getLogger(__name__)
 
 class Outbox:
     """Sends what happened to jobs.
@@ -42,7 +44,11 @@ class Outbox:
         self._channel.send(Progress(id=job.draw.id, step=drawing.taken, steps=drawing.steps))
         if drawing.done or not job.moments.due(float(drawing.time)):
             return
-        shown_HW3 = job.model.preview.show(drawing.promised_NC, drawing.grid)
+        try:
+            shown_HW3 = job.model.preview.show(drawing.promised_NC, drawing.grid)
+        except Exception as error:  # out of memory perhaps; the picture does not need it
+            log.warning("job %s: a preview is left out: %s", job.draw.id, type(error).__name__)
+            return
         height, width = shown_HW3.shape[:2]
         number = job.moments.shown - 1
         self._channel.send(

@@ -9,6 +9,7 @@ by one, and there is nothing to clean up: the kernel frees both with their last 
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 import select
@@ -99,6 +100,8 @@ class Channel:
         self._socket = end
         self._socket.setblocking(True)
         self._frames = Frames(messages)
+        self._poll = select.poll()  # `select` knows no file beyond the 1024th
+        self._poll.register(end, select.POLLIN)
 
     def send(self, message: msgspec.Struct) -> None:
         """Send a message; waits while the other process is behind with reading.
@@ -119,7 +122,7 @@ class Channel:
             WireError: it does not send frames.
         """
         messages: list[Any] = []
-        while select.select([self._socket], [], [], timeout_s)[0]:
+        while self._poll.poll(None if timeout_s is None else math.ceil(1000 * timeout_s)):
             try:
                 data = self._socket.recv(_CHUNK)
             except OSError as error:

@@ -6,19 +6,25 @@ that a public bucket without listing shows an image to those only who were given
 
 from __future__ import annotations
 
-import asyncio
 import uuid
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from lens_core.errors import LensError, StorageError
+from lens_core.errors import ConfigError, LensError, StorageError
 from lens_core.storage import urls
+from lens_serve.listening import is_private
+from lens_serve.threads import Threads
 
 if TYPE_CHECKING:
-    from lens_serve.config import OutputSettings
+    from lens_serve.config import ListenSettings, OutputSettings
     from lens_serve.images.encoders import ImageFormat
 
 __all__ = ["Store", "StoreError", "new_name"]
+
+TIMEOUT_S = 60.0
+"""For a file to be written."""
+
+_AT_ONCE = 16
 
 
 class StoreError(LensError):
@@ -41,12 +47,29 @@ class Store:
         if public_url is None:
             public_url = urls.local_path(url).resolve().as_uri() if urls.is_local(url) else url
         self._public_url = public_url
+        self._threads = Threads("store", most=_AT_ONCE, timeout_s=TIMEOUT_S)
         urls.mkdirs(url)
 
     @classmethod
-    def of(cls, settings: OutputSettings) -> Store | None:
-        """The configured store, if any."""
-        return None if settings.store is None else cls(settings.store, settings.public_url)
+    def of(cls, settings: OutputSettings, listen: ListenSettings) -> Store | None:
+        """The configured store, if any.
+
+        Args:
+            settings: what the operator chose.
+            listen: who may ask.
+
+        Raises:
+            ConfigError: clients on other machines would be told where the store is.
+            StorageError: the folder cannot be made.
+        """
+        if settings.store is None:
+            return None
+        if settings.public_url is None and not is_private(listen):
+            raise ConfigError(
+                "clients elsewhere would be told the store's own place: say by which URL they reach what is stored",
+                key="output.public_url",
+            )
+        return cls(settings.store, settings.public_url)
 
     async def put(self, name: str, data: bytes) -> str:
         """Write a file; returns its URL.
@@ -56,11 +79,11 @@ class Store:
             data: the file.
 
         Raises:
-            StoreError: the disk is full, the bucket does not answer, ….
+            StoreError: the disk is full, the bucket does not answer in time, ….
         """
         try:
-            await asyncio.to_thread(urls.write_bytes, urls.join(self._url, name), data)
-        except StorageError as error:
+            await self._threads.run(lambda: urls.write_bytes(urls.join(self._url, name), data))
+        except (StorageError, TimeoutError) as error:
             raise StoreError("the image was drawn, but could not be stored") from error
         return urls.join(self._public_url, name)
 

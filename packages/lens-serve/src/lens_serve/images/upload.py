@@ -1,23 +1,25 @@
-"""Pictures that clients send: bounded, and decoded by a process that can do nothing else.
+"""Pictures that clients send: bounded, and decoded by a process that may do little else.
 
 Decoders of images are where servers get hurt: a few kilobytes claim to be terabytes of pixels, and damaged files have
-found holes in every codec. Here the first bytes must be those of a PNG, JPEG or WebP; the rest is read by a process
-that has seconds, little memory and no secrets, can open no file, and may write only so many bytes of pixels (see
-`lens_serve.images.decoder`). It starts anew for each picture, which takes about a tenth of a second: its processor time
-counts from zero, and nothing that a picture does to its reader meets the next one.
+found holes in every codec. Here the first bytes must be those of a PNG, JPEG or WebP; the rest is read, as that format
+only, by a process that has seconds, little memory and no secrets in its environment, can open no file, and may write
+only so many bytes of pixels (see `lens_serve.images.decoder`, also for what this does not keep out). It starts anew for
+each picture, which takes about a tenth of a second: its processor time counts from zero.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+from typing import IO
 
 import numpy as np
 
 from lens_core.errors import LensError
-from lens_serve.images.decoder import HEAD
+from lens_serve.images.decoder import HEAD, promised
 
 __all__ = ["UploadError", "read_upload"]
 
@@ -49,25 +51,33 @@ def read_upload(data: bytes, *, max_pixels: int, max_bytes: int) -> tuple[np.nda
     """
     if len(data) > max_bytes:
         raise UploadError(f"the picture has {len(data):,} bytes; at most {max_bytes:,} are taken")
-    is_webp = data.startswith(b"RIFF") and data[8:12] == b"WEBP"
-    if not (is_webp or data.startswith((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"))):
+    if promised(data) is None:
         raise UploadError("the picture is no PNG, JPEG or WebP file")
     with tempfile.TemporaryFile() as source, tempfile.TemporaryFile() as target:
         source.write(data)
         source.seek(0)
-        try:
-            subprocess.run(
-                [sys.executable, "-P", "-m", "lens_serve.images.decoder", str(max_pixels)],
-                stdin=source,
-                stdout=target,
-                env={name: os.environ[name] for name in _KEPT if name in os.environ} | {"OPENBLAS_NUM_THREADS": "1"},
-                timeout=TIMEOUT_S,
-                check=True,
-            )
-        except (subprocess.TimeoutExpired, subprocess.CalledProcessError) as error:
-            raise UploadError("the picture cannot be decoded within the time and memory that it may take") from error
+        _decode(source, target, max_pixels)
         target.seek(0)
         return _parse(target.read(), max_pixels)
+
+
+def _decode(source: IO[bytes], target: IO[bytes], max_pixels: int) -> None:
+    """Run the decoder. It leads a group of processes, so that what it began ends with it when its time is over."""
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-m", "lens_serve.images.decoder", str(max_pixels)],
+        stdin=source,
+        stdout=target,
+        env={name: os.environ[name] for name in _KEPT if name in os.environ} | {"OPENBLAS_NUM_THREADS": "1"},
+        start_new_session=True,
+    )
+    try:
+        failed = process.wait(TIMEOUT_S) != 0
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        failed = True
+    if failed:
+        raise UploadError("the picture cannot be decoded within the time and memory that it may take")
 
 
 def _parse(answer: bytes, max_pixels: int) -> tuple[np.ndarray, np.ndarray | None]:

@@ -12,6 +12,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from lens_core import __version__
+from lens_serve.listening import is_private
 
 if TYPE_CHECKING:
     from lens_serve.api.orders import Order
@@ -72,7 +73,7 @@ def receipt(
         made["lora"] = {"name": draw.lora, "scale": draw.lora_scale}
     if draw.start is not None:
         made["start"] = _start(draw.start)
-    if settings.listen.keys is None and not settings.listen.insecure:
+    if is_private(settings.listen):
         # Whoever gets this picture is on this machine. Others are not told what its folders are called.
         made["model_folder"] = next(served.folder for served in settings.models if served.name == draw.model)
     return made

@@ -1,13 +1,15 @@
 """All safety checkers of a server, asked in threads: what one of them refuses is not drawn, or not handed out.
 
-A checker that breaks refuses too. Nothing passes that nobody has looked at.
+A checker that breaks or hangs refuses too. Nothing passes that nobody has looked at.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
+
+from lens_serve.threads import Threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -19,7 +21,12 @@ if TYPE_CHECKING:
 
 __all__ = ["CheckFailed", "Gate", "Unsafe", "Where"]
 
-Where = Literal["prompt", "negative prompt", "rewritten prompt", "image"]
+Where = Literal["prompt", "rewritten prompt", "image"]
+
+TIMEOUT_S = 30.0
+"""For a checker's answer."""
+
+_AT_ONCE = 16
 
 _log = logging.getLogger(__name__)
 
@@ -56,6 +63,7 @@ class Gate:
         self._checkers: list[tuple[str, Any]] = [
             (config.type, registry.build("safety_checkers", config)) for config in settings
         ]
+        self._threads = Threads("safety", most=_AT_ONCE, timeout_s=TIMEOUT_S)
 
     async def check_prompt(self, text: str, where: Where) -> None:
         """Raise `Unsafe` if a checker refuses what a user wrote, or what was made of it."""
@@ -67,7 +75,11 @@ class Gate:
 
     async def _ask(self, question: str, about: str | np.ndarray, where: Where) -> None:
         for name, checker in self._checkers:
-            reason = await asyncio.to_thread(_answer, name, getattr(checker, question), about, where)
+            try:
+                reason = await self._threads.run(partial(_answer, name, getattr(checker, question), about, where))
+            except TimeoutError:
+                _log.error("the safety checker %s took longer than %g s on the %s", name, TIMEOUT_S, where)
+                raise CheckFailed("it could not be checked", where) from None
             if reason is not None:
                 raise Unsafe(reason, where)
 

@@ -21,6 +21,7 @@ __all__ = ["configure", "log_request", "note"]
 _requests = logging.getLogger("lens_serve.requests")
 _NOTES = "notes"
 _PROMPTS = ("prompt", "negative_prompt", "rewritten_prompt")
+_keeps_prompts = False
 
 
 def configure(settings: WatchSettings, stream: TextIO | None = None) -> None:
@@ -33,8 +34,8 @@ def configure(settings: WatchSettings, stream: TextIO | None = None) -> None:
     stream = stream or sys.stderr
     handler = logging.StreamHandler(stream)
     handler.setFormatter(_Plain() if stream.isatty() else _Json())
-    if not settings.log_prompts:
-        handler.addFilter(_without_prompts)
+    global _keeps_prompts
+    _keeps_prompts = settings.log_prompts
     logger = logging.getLogger("lens_serve")
     logger.handlers[:] = [handler]
     logger.setLevel(logging.INFO)
@@ -44,10 +45,14 @@ def configure(settings: WatchSettings, stream: TextIO | None = None) -> None:
 def note(scope: MutableMapping[str, Any], **facts: Any) -> None:
     """Remember facts of a request for its line in the log: model, size, steps, n, prompt.
 
+    Prompts are forgotten here unless the settings say otherwise: who else listens to the log does not get them either.
+
     Args:
         scope: of ASGI; routes have it as `request.scope`.
         facts: by name.
     """
+    if not _keeps_prompts:
+        facts = {name: value for name, value in facts.items() if name not in _PROMPTS}
     scope.setdefault("state", {}).setdefault(_NOTES, {}).update(facts)
 
 
@@ -71,13 +76,6 @@ def log_request(scope: MutableMapping[str, Any], status: int, seconds: float) ->
     }
     facts = {name: value for name, value in facts.items() if value is not None}
     _requests.info("%s %s %d", facts["method"], facts["route"], status, extra={"facts": facts})
-
-
-def _without_prompts(record: logging.LogRecord) -> bool:
-    facts = getattr(record, "facts", None)
-    if facts:
-        record.facts = {name: value for name, value in facts.items() if name not in _PROMPTS}
-    return True
 
 
 def _time(record: logging.LogRecord) -> datetime:

@@ -21,6 +21,7 @@ POLICY = "; ".join(
         "form-action 'none'",
         "frame-ancestors 'none'",
         "require-trusted-types-for 'script'",
+        "trusted-types 'none'",
     ]
 )
 """Content-Security-Policy of the page: its own files, pictures that it made itself, and this server's API."""

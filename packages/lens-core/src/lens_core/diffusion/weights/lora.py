@@ -78,21 +78,18 @@ def load_lora(
     trained = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
     # peft would warn that the module has configs already, and each time freeze the module's own weights.
     configs = module.__dict__.pop("peft_config", {})
-    peft.inject_adapter_in_model(_config(peft, found), module, adapter_name=name, low_cpu_mem_usage=True)
-    module.peft_config = {**configs, **module.peft_config}  # type: ignore[dict-item, assignment]
-    for parameter, requires_grad in trained:
-        parameter.requires_grad_(requires_grad)
-
-    layers = _layers(module)
-    for key, factors in found.items():
-        weight = layers[key].get_base_layer().weight
-        for linear, factor in ((layers[key].lora_A[name], factors.down_RI), (layers[key].lora_B[name], factors.up_OR)):
-            linear.weight = nn.Parameter(factor.to(weight.device, weight.dtype), requires_grad=False)
-        if factors.magnitude_O is not None:
-            magnitude_O = factors.magnitude_O.to(weight.device, weight.dtype)
-            layers[key].lora_magnitude_vector[name].weight = nn.Parameter(magnitude_O, requires_grad=False)
-        layers[key].set_scale(name, scale)
-    _activate(layers, [*active, name])
+    try:
+        peft.inject_adapter_in_model(_config(peft, found), module, adapter_name=name, low_cpu_mem_usage=True)
+        module.peft_config = {**configs, **module.peft_config}  # type: ignore[dict-item, assignment]
+        layers = _layers(module)
+        _fill(layers, found, name, scale)
+        _activate(layers, [*active, name])
+    except BaseException:  # out of memory, or interrupted
+        _withdraw(module, name, configs, active)
+        raise
+    finally:
+        for parameter, requires_grad in trained:
+            parameter.requires_grad_(requires_grad)
     return list(found)
 
 
@@ -194,6 +191,33 @@ def lora_tensors(
     if ranks:
         metadata[DIFFUSERS_METADATA] = json.dumps(_diffusers_config(ranks, _is_dora(layers, name)))
     return weights, metadata
+
+
+def _fill(layers: Mapping[str, Any], found: Mapping[str, Factors], name: str, scale: float) -> None:
+    """Give the layers of a LoRA its weights."""
+    for key, factors in found.items():
+        weight = layers[key].get_base_layer().weight
+        for linear, factor in ((layers[key].lora_A[name], factors.down_RI), (layers[key].lora_B[name], factors.up_OR)):
+            linear.weight = nn.Parameter(factor.to(weight.device, weight.dtype), requires_grad=False)
+        if factors.magnitude_O is not None:
+            magnitude_O = factors.magnitude_O.to(weight.device, weight.dtype)
+            layers[key].lora_magnitude_vector[name].weight = nn.Parameter(magnitude_O, requires_grad=False)
+        layers[key].set_scale(name, scale)
+
+
+def _withdraw(module: nn.Module, name: str, configs: Mapping[str, Any], active: list[str]) -> None:
+    """Take off a LoRA that was put on in part; linears that carry no other are plain again."""
+    layers = _layers(module)
+    _activate(layers, active)  # first, since peft turns on another for one that is deleted while it is on
+    for key, layer in layers.items():
+        layer.delete_adapter(name)
+        layer.lora_variant.pop(name, None)
+        if not layer._get_available_adapters():
+            owner, _, own = key.rpartition(".")
+            setattr(module.get_submodule(owner), own, layer.get_base_layer())
+    module.__dict__.pop("peft_config", None)
+    if configs:
+        module.peft_config = configs  # type: ignore[assignment]
 
 
 def _lokr_parts(layer: Any, name: str) -> dict[str, Tensor]:
