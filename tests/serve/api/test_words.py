@@ -80,7 +80,8 @@ def test_what_is_refused_is_neither_rewritten_nor_drawn(client, chat):
 
 
 def test_what_is_steered_away_from_may_be_named(client, chat):
-    assert draw(client, "a circle", negative_prompt="gun").status_code == 200
+    _, _, receipt = draw(client, "a circle", negative_prompt="gun")
+    assert receipt["negative"] == "gun"
 
 
 def test_without_a_seed_equal_prompts_are_rewritten_once(client, chat):

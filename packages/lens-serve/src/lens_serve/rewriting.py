@@ -172,6 +172,7 @@ class Rewriting:
     def _in_a_thread(self, key: _Asked) -> asyncio.Future[str]:
         """What the rewriter makes of it; remembered when it comes, whoever still waits."""
         _, prompt, seed = key
+
         def rewritten() -> str:
             (answer,) = self._rewriter.rewrite([prompt], seed=seed)
             return prompt if answer == prompt else self._cut(answer)

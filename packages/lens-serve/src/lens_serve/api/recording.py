@@ -17,6 +17,7 @@ from lens_serve.api.fulfilment import PictureEvent, PreviewEvent, Started
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from types import TracebackType
+
     from lens_serve.api.fulfilment import Event
     from lens_serve.api.orders import Order
 
