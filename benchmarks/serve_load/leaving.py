@@ -45,7 +45,8 @@ async def cancels(folder: Path, model: Path, *, count: int) -> dict[str, Any]:
         freed_s = [await _until_free(server, number) for number in range(min(_TIMED, count))]
         await at_once(server, solo_s, 20)  # four slots hold pictures: all of these went through them
         await server.idle()
-        told, after = await server.metrics(), server.usage()
+        after = server.usage()  # before the connection to the metrics, which takes a moment to close
+        told = await server.metrics()
         return {
             "clients": count,
             "had their answer": stages["answered"],

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 __all__ = ["soak"]
 
 LOAD = 0.7
+PROMPTS = 300
+"""That are asked for again and again. An engine remembers prompts, up to a size that a soak would not reach: with new
+ones every time, its memory would grow all the time as it is meant to, and nobody could see a leak."""
 
 
 async def soak(folder: Path, model: Path, *, seconds: float, part: float = 0.01) -> dict[str, Any]:
@@ -45,7 +48,7 @@ async def soak(folder: Path, model: Path, *, seconds: float, part: float = 0.01)
                 if fates[one.number] == "bad":
                     body, expected = BAD[one.number % len(BAD)]
                     return await client.raw(body), expected
-                work = client.draw(one.kind, one.number, due=due)
+                work = client.draw(one.kind, one.number % PROMPTS, due=due)
                 if fates[one.number] == "good":
                     return await work
                 try:

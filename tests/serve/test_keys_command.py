@@ -104,8 +104,9 @@ def test_a_key_ends_by_itself(keys, tmp_path):
     ("options", "message"),
     [
         (("--scope", "everything"), "scopes: "),
-        (("--weight", "0"), "weight: "),
-        (("--weight", "nan"), "weight: "),
+        (("--weight", "0"), "--weight"),
+        (("--weight", "1e-320"), "--weight"),
+        (("--weight", "nan"), "--weight"),
         (("--images-per-day", "0"), "--images-per-day"),
         (("--max-concurrent", "many"), "--max-concurrent"),
         (("--expires-days", "-1"), "--expires-days"),

@@ -300,6 +300,18 @@ async def test_a_checker_that_breaks_refuses(caplog):
 
 
 @pytest.mark.anyio
+async def test_a_checker_that_hangs_refuses(caplog, monkeypatch):
+    monkeypatch.setattr("lens_serve.safety.gate.TIMEOUT_S", 0.05)
+    made, (checker,) = gate("cats")
+    held = threading.Event()
+    checker.check_prompt = lambda prompt: held.wait(60) and None
+    with pytest.raises(CheckFailed, match="could not be checked"):
+        await made.check_prompt("birds", "prompt")
+    held.set()
+    assert "the safety checker asked took longer than 0.05 s on the prompt" in caplog.text
+
+
+@pytest.mark.anyio
 async def test_without_checkers_everything_passes():
     made = Gate([], REGISTRY)
     await made.check_prompt("anything at all", "prompt")

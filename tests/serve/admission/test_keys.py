@@ -150,6 +150,7 @@ def test_mistakes_are_one_line(file):
     for wrong in (
         {"scopes": ["everything"]},
         {"weight": 0},
+        {"weight": 1e-320},  # times the seconds of a round, it is nothing
         {"weight": float("nan")},
         {"max_concurrent": 0},
         {"scopes": []},

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
+import traceback
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -146,6 +149,36 @@ async def test_what_fails_later_is_told_to_every_reader():
         assert heard == drawing.events[:2]
     assert not recording.good
     assert drawing.closed
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("kept", [False, True])
+async def test_a_failure_that_is_kept_holds_no_pictures_and_grows_with_no_reader(kept):
+    class Pixels:
+        pass
+
+    alive = []
+
+    async def failing():
+        yield Started(Rewritten(text="x", outcome="off"))
+        pixels = Pixels()
+        alive.append(weakref.ref(pixels))
+        try:
+            raise KeyError(pixels)
+        except KeyError as error:
+            raise ApiError(500, "Broken.", code="internal") from error
+
+    recording = await Recording.begin(order(), failing(), kept=kept)
+    await settle()
+    lengths = []
+    for _ in range(3):
+        with pytest.raises(ApiError, match="Broken") as caught:
+            await _read(recording, [])
+        lengths.append(len(traceback.extract_tb(caught.value.__traceback__)))
+        del caught
+    assert len(set(lengths)) == 1
+    gc.collect()
+    assert (alive[0]() is None) == kept  # otherwise whoever reads it logs where it came from
 
 
 @pytest.mark.anyio

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 import socket
+import threading
+import time
 
 import pytest
+import uvicorn
 
 from lens_serve.api import sse
 from serve.api.wire import error_of, events_of, pixels
@@ -138,6 +141,40 @@ def test_a_reader_who_does_not_read_is_dropped(slow, monkeypatch):
             received += data
     assert b"text/event-stream" in received
     assert received.count(b"image_generation.completed") < 4, "it was served, not dropped"
+
+
+def test_a_slow_but_steady_reader_is_served(monkeypatch):
+    """However large an event is: what counts is the time since the reader took anything."""
+    monkeypatch.setattr(sse, "WRITE_S", 1.0)
+    size = 3 << 20
+
+    async def source():
+        yield sse.Frame(0, b"data: " + b"a" * size + b"\n\n")
+
+    async def app(scope, receive, send):
+        await sse.EventStream(source())(scope, receive, send)
+
+    listener = socket.create_server(("127.0.0.1", 0))
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    web = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off"))
+    thread = threading.Thread(target=web.run, kwargs={"sockets": [listener]})
+    thread.start()
+    try:
+        with socket.socket() as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32768)
+            connection.settimeout(60)
+            connection.connect(listener.getsockname())
+            connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            received = b""
+            while data := connection.recv(16384):
+                received += data
+                time.sleep(0.01)
+    finally:
+        web.should_exit = True
+        thread.join(60)
+        listener.close()
+    assert received.count(b"a") >= size
+    assert received.endswith(b"0\r\n\r\n"), "it was dropped"
 
 
 def anonymous(live):

@@ -169,7 +169,7 @@ def test_that_nobody_listened_is_not_the_engines_silence(quick):
 
 def test_an_engine_that_never_becomes_ready_is_replaced(quick):
     async def scenario():
-        client = EngineClient(0, settings(), command=(*COMMAND, "--mute"), loading_s=0.3)
+        client = one("--mute", loading_s=0.3)
         async with running(client, ready=False):
             await until(lambda: client.restarts >= 2)
             assert not client.is_ready
@@ -272,6 +272,42 @@ def test_stopping_ends_the_process_and_what_it_started(options):
 
     asyncio.run(scenario())
     assert psutil.Process().children(recursive=True) == []
+
+
+def test_a_process_that_has_ended_may_not_be_ours_any_more(quick, monkeypatch):
+    """MacOS says so of one that was not waited for yet."""
+    real, asked = os.killpg, []
+
+    def killpg(*args):
+        asked.append(args)
+        if len(asked) == 1:
+            raise PermissionError(1, "Operation not permitted")
+        real(*args)
+
+    async def scenario():
+        async with running(one()) as client:
+            monkeypatch.setattr(os, "killpg", killpg)
+            os.kill(client.pid, signal.SIGKILL)
+            await until(lambda: asked)
+            await until(lambda: client.is_ready)
+            assert client.exit_code == -signal.SIGKILL
+
+    asyncio.run(scenario())
+
+
+def test_without_a_socket_nothing_stays_open(quick, monkeypatch):
+    def none_left():
+        raise OSError(24, "Too many open files")
+
+    async def scenario():
+        monkeypatch.setattr(client_module.socket, "socketpair", none_left)
+        client = one()
+        before = open_files()
+        async with running(client, ready=False):
+            await until(lambda: client.restarts >= 3)
+        assert open_files() == before
+
+    asyncio.run(scenario())
 
 
 def test_stopping_while_an_engine_is_buried():

@@ -10,11 +10,13 @@ import weakref
 import msgspec
 import numpy as np
 import pytest
+import torch
 
 from lens_core.diffusion.drawing import Drawing, Pack
 from lens_serve.engine import calls, loop
 from lens_serve.engine.jobs import Stage
 from lens_serve.engine.messages import Cancel, Release, StartPicture
+from lens_serve.engine.previews import LinearPreview
 from serve.engine.bench import INPAINT, KINDS, START, Bench, drawn_alone, picture
 from serve.engine.process import draw_of, settings_of
 from serve.faulty_engine import faulty_step
@@ -99,6 +101,50 @@ def test_a_heartbeat_comes_before_every_call_and_tells_of_the_last_tick(bench):
     assert learnt[0].corrections == {}
 
 
+def expected_s(bench, doing):
+    """What the calls of a kind were announced to take; forgets them."""
+    told = [beat.expected_s for beat in bench.beats if beat.doing == doing]
+    bench.said.clear()
+    return told
+
+
+def test_first_calls_are_announced_to_take_long(bench):
+    """They read weights and make kernels; nobody is to think that the engine hangs."""
+    short = {"prompt": "cat", "guidance": 1.0}
+    bench.drawn(draw_of("a", **short))
+    assert [max(expected_s(bench, doing)) for doing in ("encode",)] == [calls.FIRST_S]
+    bench.drawn(draw_of("b", **{**short, "prompt": "dog"}))
+    first, begin = expected_s(bench, "encode")
+    assert 0 < first < 1  # though it is less than four characters long
+    assert begin == 0
+    bench.drawn(draw_of("c", lora="ink", **short))
+    steps = expected_s(bench, "denoise")
+    assert steps[0] == calls.FIRST_S > max(steps[1:])
+    for id, least in (("d", calls.FIRST_S), ("e", 0.0)):
+        bench.drawn(draw_of(id, start=START, **short))
+        *_, begin = expected_s(bench, "encode")
+        assert least <= begin <= calls.FIRST_S
+    assert 0 < begin < calls.FIRST_S
+
+
+def test_an_engine_that_was_warmed_up_has_made_its_first_calls(tiny_folder, tiny_models):
+    with Bench(settings_of(tiny_folder, warm_up=True), tiny_models) as bench:
+        bench.drawn(draw_of("a", prompt="a warm circle"))
+        assert max(beat.expected_s for beat in bench.beats) < calls.FIRST_S
+
+
+def test_a_preview_that_fails_costs_nothing_but_itself(bench, monkeypatch, caplog):
+    def show(*_):
+        raise torch.OutOfMemoryError("too large for a secret prompt")
+
+    monkeypatch.setattr(LinearPreview, "show", show)
+    (told,) = bench.drawn(draw_of("a", previews=2))
+    assert told.picture is not None
+    assert told.previews == []
+    assert "job a: a preview is left out: OutOfMemoryError" in caplog.text
+    assert "secret" not in caplog.text
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
@@ -129,6 +175,14 @@ def test_a_lora_that_cannot_be_read_fails_its_own_jobs_only(bench):
     assert "broken" not in bad.failed.message
     assert good.picture is not None
     assert any(beat.doing == "lora" for beat in bench.beats)
+
+
+def test_a_lora_that_is_no_file_of_weights_is_no_fault_of_the_client(tiny_folder, tmp_path):
+    settings = settings_of(tiny_folder, loras={"text": str(tmp_path / "text.bin")})
+    with Bench(settings) as bench:
+        (told,) = bench.drawn(draw_of("a", lora="text"))
+    assert told.failed.reason == "internal"
+    assert str(tmp_path) not in told.failed.message
 
 
 def test_a_lora_that_was_used_leaves_no_trace(bench, alone):

@@ -156,7 +156,9 @@ def test_a_start_leaves_fewer_steps():
         Forecast(draw(steps=8, start=StartPicture(pixels=b"", strength=0.5)), INFO),
     )
     assert (whole.steps, half.steps) == (4, 4)
-    assert half.solo_s(cost) == pytest.approx(whole.solo_s(cost))
+    assert half.solo_s(cost) == pytest.approx(whole.solo_s(cost) + 0.25)  # it is encoded, as long as decoded
+    begun = {"steps_left": 4, "begun": True, "jobs": 1, "knee_tokens": 1}
+    assert half.remaining_s(cost, **begun) == pytest.approx(whole.remaining_s(cost, **begun))
 
 
 def test_a_lost_engines_jobs_are_drawn_again():
@@ -248,6 +250,15 @@ def test_jobs_wait_for_an_engine_but_not_for_ever():
             await asyncio.sleep(0.05)
             assert not waiting.done()
         assert await waiting == "unavailable"
+
+    asyncio.run(scenario())
+
+
+def test_jobs_wait_as_long_as_engines_are_known_to_load():
+    async def scenario():
+        async with running(engines("--seconds=1.5", patience_s=0.1)) as made:
+            assert await reason_of(made, draw("die once")) == "drawn"
+            assert made.states[0].restarts == 1
 
     asyncio.run(scenario())
 

@@ -30,7 +30,9 @@ def run(tiny_folder):
         patch.setenv("PYTHONPATH", str(TESTS))
         patch.setenv("OMP_NUM_THREADS", "1")
         patch.setattr(client_module, "_HEALTHY_S", 0.0)
-        engines = Engines(settings_of(tiny_folder, watchdog_s=3.0), command=COMMAND)
+        # Warm, since an engine's first calls may take long; but with as much company as when nothing was measured.
+        settings = settings_of(tiny_folder, watchdog_s=3.0, warm_up=True, knee_tokens=4096)
+        engines = Engines(settings, command=COMMAND)
         runner.run(engines.start())
         yield lambda scenario: runner.run(scenario(engines))
         runner.run(engines.stop())

@@ -87,6 +87,13 @@ def test_what_is_not_finite_fails(engine):
     assert plain.picture is not None
 
 
+@pytest.mark.parametrize("name", [signal.SIGINT, signal.SIGTERM])
+def test_it_ends_when_its_parent_says_and_not_by_signals_to_both(engine, name):
+    engine.process.send_signal(name)
+    (told,) = engine.drawn(draw_of(f"after {name}"))
+    assert told.picture is not None
+
+
 def test_what_loses_the_device_ends_the_process_for_another_to_begin(tiny_folder):
     with EngineProcess(settings_of(tiny_folder), module="serve.faulty_engine") as engine:
         engine.until_ready()

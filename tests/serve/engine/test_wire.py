@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import resource
 import socket
 import struct
 import subprocess
@@ -14,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lens_serve.config import Bounds
 from lens_serve.engine import messages as m
 from lens_serve.engine.wire import Channel, ChannelClosedError, Frames, Slots, WireError, frame
 
@@ -101,6 +104,13 @@ def test_garbage_is_refused_or_waited_for(data):
     assert all(isinstance(one, m.ToEngine) for one in got)
 
 
+def test_the_largest_picture_and_its_mask_fit_into_a_frame():
+    (most,) = (limit.le for limit in Bounds.model_fields["max_pixels"].metadata if hasattr(limit, "le"))
+    start = m.StartPicture(pixels=bytes(3 * most), mask=bytes(most), strength=1.0)
+    text = "🦁" * 32_000
+    assert len(frame(msgspec.structs.replace(DRAW, start=start, prompt=text, negative=text))) > 4 * most
+
+
 def test_a_length_beyond_the_limit_is_refused_before_it_is_read(monkeypatch):
     with pytest.raises(WireError, match="was announced"):
         Frames(m.ToEngine).feed(struct.pack(">I", m.MAX_FRAME + 1))
@@ -125,6 +135,21 @@ def test_a_channel_takes_all_that_has_come(ends):
     assert one.receive(10) == [DRAW]
     one.send(FROM_ENGINE[0])
     assert other.receive(None) == [FROM_ENGINE[0]]
+
+
+def test_a_channel_may_have_any_descriptor(ends):
+    """A server with a thousand connections starts engines too."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2000), hard))
+    try:
+        high = fcntl.fcntl(ends[0].fileno(), fcntl.F_DUPFD_CLOEXEC, 1500)
+        one = Channel(socket.socket(fileno=high), m.ToEngine)
+        assert one.receive() == []
+        ends[1].sendall(frame(DRAW))
+        assert one.receive(10) == [DRAW]
+        one.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_a_channel_notices_that_the_other_process_has_gone(ends):

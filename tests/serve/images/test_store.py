@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import resource
+import threading
 from datetime import UTC, datetime
 
 import pytest
@@ -91,6 +93,24 @@ def test_a_full_disk_leaves_nothing(tmp_path):
     assert "file too large" in str(error.value.__cause__)  # for the log
     assert [path.name for path in (tmp_path / "images").rglob("*") if path.is_file()] == ["before.png"]
     assert put(store, "2026/a.png").endswith("/2026/a.png")
+
+
+def test_a_disk_that_hangs_is_given_up(tmp_path, monkeypatch):
+    """As a network's may: a pipe that nobody reads holds up whoever opens it."""
+    monkeypatch.setattr("lens_serve.images.store.TIMEOUT_S", 0.1)
+    store = Store(str(tmp_path))
+    pipe, held = tmp_path / "pipe", threading.Event()
+    os.mkfifo(pipe)
+
+    def write(*_):
+        pipe.write_bytes(b"")
+        held.set()
+
+    monkeypatch.setattr(urls, "write_bytes", write)
+    with pytest.raises(StoreError, match="could not be stored"):
+        put(store, "a.png")
+    pipe.read_bytes()
+    assert held.wait(60)
 
 
 def test_clients_are_not_told_where_our_files_are(tmp_path):

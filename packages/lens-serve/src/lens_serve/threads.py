@@ -27,6 +27,10 @@ def in_a_thread(work: Callable[[], Result], *, name: str) -> asyncio.Future[Resu
     future: asyncio.Future[Result] = loop.create_future()
     context = contextvars.copy_context()
 
+    def came(say: Callable[[], None]) -> None:
+        if not future.cancelled():
+            say()
+
     def run() -> None:
         say: Callable[[], None]
         try:
@@ -34,7 +38,7 @@ def in_a_thread(work: Callable[[], Result], *, name: str) -> asyncio.Future[Resu
         except Exception as error:
             say = partial(future.set_exception, error)
         with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
-            loop.call_soon_threadsafe(lambda: future.cancelled() or say())
+            loop.call_soon_threadsafe(came, say)
 
     threading.Thread(target=run, name=name, daemon=True).start()
     return future

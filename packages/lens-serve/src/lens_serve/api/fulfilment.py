@@ -145,7 +145,9 @@ async def _decide_on_prompt(server: Server, order: Order) -> Rewritten:
             with _stage(server, "check"):
                 await server.gate.check_prompt(order.prompt, "prompt")
             with _stage(server, "rewrite"):
-                rewritten = await server.rewriting.rewrite(order.prompt, seed=order.rewrite_seed, wanted=order.rewrite)
+                rewritten = await server.rewriting.rewrite(
+                    order.prompt, seed=order.rewrite_seed, wanted=order.rewrite, key_id=order.key.id
+                )
             if rewritten.text != order.prompt:
                 with _stage(server, "check"):
                     await server.gate.check_prompt(rewritten.text, "rewritten prompt")

@@ -57,8 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in ("socket-fd", "memory-fd", "slots", "slot-bytes", "index"):
         parser.add_argument(f"--{name}", type=int, required=True)
     options = parser.parse_args(arguments)
-    for name in (signal.SIGINT, signal.SIGTERM):  # a terminal's, a service manager's: the API process decides when
-        signal.signal(name, signal.SIG_IGN)
+    for wanted in (signal.SIGINT, signal.SIGTERM):  # of a terminal or service manager: the API process decides when
+        signal.signal(wanted, signal.SIG_IGN)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     end = socket.socket(fileno=options.socket_fd)
     slots = Slots(options.memory_fd, options.slots, options.slot_bytes)

@@ -43,8 +43,9 @@ class Calls:
 
     def __init__(self, pulse: Pulse, costs: Mapping[str, CostModel], device: torch.device, *, warm: bool):
         self._pulse, self._costs, self._device = pulse, costs, device
-        plain = {(doing, model, None) for doing in ("encode", "denoise", "decode") for model in costs}
-        self._made: set[tuple[str, str, str | None]] = plain if warm else set()
+        self._made: set[tuple[str, str, str | None]] = set()
+        if warm:
+            self._made.update((doing, model, None) for doing in ("encode", "denoise", "decode") for model in costs)
         self._packs: list[tuple[list[tuple[Job, bool]], Pack]] = []
 
     def encode(self, jobs: list[Job]) -> Outcome:

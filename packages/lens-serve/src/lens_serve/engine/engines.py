@@ -31,6 +31,7 @@ __all__ = ["EngineError", "EngineState", "Engines", "Glimpse", "Picture", "Step"
 _SLACK = 1.5
 """How much longer than the last time an engine may take to load before jobs give it up."""
 
+
 @dataclass(frozen=True, kw_only=True)
 class EngineState:
     """One engine, for health and metrics.

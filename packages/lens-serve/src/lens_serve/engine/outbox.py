@@ -18,6 +18,7 @@ __all__ = ["Outbox"]
 
 log = logging.getLogger(__name__)
 
+
 class Outbox:
     """Sends what happened to jobs.
 
