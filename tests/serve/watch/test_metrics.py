@@ -23,9 +23,7 @@ class Engines:
 
     @property
     def states(self):
-        beat = Heartbeat(
-            doing="idle", expected_s=0, tick=self.tick, running=1, waiting=2, tokens=70, tick_s=0.05
-        )
+        beat = Heartbeat(doing="idle", expected_s=0, tick=self.tick, running=1, waiting=2, tokens=70, tick_s=0.05)
         common = {"device": None, "restarts": 4, "jobs": 3, "backlog_s": 1.5, "cost_error": {"tiny": 0.1}}
         return [
             EngineState(index=0, pid=1, is_ready=True, heartbeat=beat, heartbeat_age_s=0.2, **common),
