@@ -63,7 +63,7 @@ def test_only_the_guilty_fails(engine):
     draws = [draw_of(f"g{n}", seed=n) for n in range(3)] + [draw_of("bad", prompt="poison")]
     *good, bad = engine.drawn(*draws)
     assert bad.failed.reason == "internal"
-    assert bad.failed.message == "a ZeroDivisionError while it was drawn; the engine's log says more"
+    assert bad.failed.message == "ZeroDivisionError while it was drawn; the engine's log says more"
     assert [one.progress for one in good] == [[1, 2, 3]] * 3
     assert all(one.picture is not None for one in good)
 

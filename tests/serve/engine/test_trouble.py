@@ -81,8 +81,8 @@ def test_running_out_of_memory_is_told_from_other_errors(error, is_memory):
         (MemoryError(), "memory", "there is too little memory for this picture, even alone"),
         (NotFiniteError("not finite"), "not-finite", "not finite"),
         (ConfigError("a scale of 2"), "invalid", "a scale of 2"),
-        (LensError("/srv/secret/ink.safetensors is damaged"), "internal", "a LensError while it was drawn"),
-        (KeyError("my prompt"), "internal", "a KeyError while it was drawn"),
+        (LensError("/srv/secret/ink.safetensors is damaged"), "internal", "LensError while it was drawn"),
+        (KeyError("my prompt"), "internal", "KeyError while it was drawn"),
     ],
 )
 def test_clients_are_told_of_their_own_mistakes_only(error, reason, message):

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints, model_validator
 
-from lens_core.config.base import Config
+from lens_core.config.base import Config, Url
 from lens_core.config.components import RewriterField, SafetyCheckerField
 from lens_core.storage import urls
 
@@ -132,7 +132,7 @@ class OutputSettings(Config):
     """What an image carries, and where it goes."""
 
     prompt_in_image: bool = Field(True, description="Write prompts into the image's receipt; their hashes always are.")
-    store: str | None = Field(None, description="An fsspec URL to write images to; answers then may give their URLs.")
+    store: Url | None = Field(None, description="An fsspec URL to write images to; answers then may give their URLs.")
     public_url: str | None = Field(
         None, description="What stored images are reached by; null: the store's own URL, where only this machine asks."
     )

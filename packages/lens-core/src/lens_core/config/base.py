@@ -12,12 +12,22 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-__all__ = ["ComponentConfig", "Config", "config_hash"]
+__all__ = ["ComponentConfig", "Config", "Url", "config_hash"]
+
+
+def _no_credentials(url: str) -> str:
+    if "@" in url.partition("://")[2].partition("/")[0]:
+        raise ValueError("a URL must not carry credentials; set them in the environment")
+    return url
+
+
+Url = Annotated[str, AfterValidator(_no_credentials)]
+"""A path or an fsspec URL; secrets come from the environment only."""
 
 
 class Config(BaseModel):

@@ -13,11 +13,10 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
-from lens_core.config.base import Config
+from lens_core.config.base import Config, Url
 from lens_core.config.checked import checked, require_libraries
 from lens_core.config.components import StageField
 from lens_core.config.overrides import apply_override
@@ -31,16 +30,10 @@ from lens_core.storage import urls
 __all__ = ["Pipeline", "PipelineConfig", "load_pipeline"]
 
 
-def _no_credentials(url: str) -> str:
-    if "@" in url.partition("://")[2].partition("/")[0]:
-        raise ValueError("a URL must not carry credentials; set them in the environment")
-    return url
-
-
 class PipelineConfig(Config):
     """The whole file."""
 
-    run: Annotated[str, AfterValidator(_no_credentials)] = Field(
+    run: Url = Field(
         min_length=1, description="Run folder: a path relative to the working directory, or any fsspec URL."
     )
     seed: int = Field(0, ge=0, lt=2**63, description="Seed of everything random.")

@@ -62,8 +62,11 @@ class EngineModel:
         """Read the model's folder.
 
         Raises:
-            LensError: there is no model, it is damaged, or a library that it needs is missing.
+            LensError: there is no model or LoRA, it is damaged, or a library that it needs is missing.
         """
+        for name, file in served.loras.items():
+            if not Path(file).exists():  # what is in it is read when somebody asks for it
+                raise LensError(f"the LoRA {name!r} of the model {served.name!r}: there is no {file}")
         loaded = load_model_folder(served.folder, registry=registry, dtype=pick_dtype(served.dtype))
         with torch.inference_mode():
             return cls(served, loaded.to(device))

@@ -67,7 +67,7 @@ def blame(error: Exception) -> tuple[Reason, str]:
         return "not-finite", str(error)
     if isinstance(error, ConfigError):
         return "invalid", str(error)
-    return "internal", f"a {type(error).__name__} while it was drawn; the engine's log says more"
+    return "internal", f"{type(error).__name__} while it was drawn; the engine's log says more"
 
 
 def check_device(device: torch.device) -> None:

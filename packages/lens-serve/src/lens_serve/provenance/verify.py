@@ -59,7 +59,8 @@ def verify_file(
         LensError: something cannot be read or drawn.
     """
     said, image_HW3 = read_claims(source)
-    yield f"receipt: {source}, by Lens {said.lens}, device {said.device}, tier {said.tier}"
+    known = {"device": said.device, "tier": said.tier}  # `lens generate` says neither
+    yield f"receipt: {source}, by Lens {said.lens}" + "".join(f", {k} {v}" for k, v in known.items() if v)
     yield _check_model(said, model)
     if image_HW3 is not None and said.pixel_sha256 and said.format == "png":
         if _sha256(image_HW3) != said.pixel_sha256:
