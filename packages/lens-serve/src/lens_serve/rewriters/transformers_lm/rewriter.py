@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 import transformers
 
-from lens_core.errors import ArtifactError, ConfigError, LensError
+from lens_core.diffusion.device import pick_device
+from lens_core.errors import ArtifactError, ConfigError
 from lens_serve.rewriters.template import load_template, paragraph
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class TransformersLmRewriter:
             )
         self._template = load_template(config.template)
         self.template = self._template.id
-        self._device = _device(config.device)
+        self._device = pick_device(config.device)
         self._tokenizer, model = _load(folder, config.dtype)
         self._model = model.to(self._device).eval()
         self._decoding = _decoding(self._model, self._tokenizer, config)
@@ -159,15 +160,6 @@ def _decoding(model: Any, tokenizer: Any, config: TransformersLmConfig) -> Any:
     if chosen.pad_token_id is None:
         chosen.pad_token_id = next(iter(_ids(chosen.eos_token_id)), None)
     return chosen
-
-
-def _device(name: str) -> torch.device:
-    has = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if name == "auto":
-        return torch.device(next(kind for kind in ("cuda", "mps", "cpu") if has[kind]))
-    if not has[name]:
-        raise LensError(f"device: {name} is not available on this machine; use auto or cpu")
-    return torch.device(name)
 
 
 def _ids(value: int | list[int] | None) -> set[int]:
