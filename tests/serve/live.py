@@ -104,7 +104,10 @@ def live_server(settings: ServeSettings, *, send_buffer: int | None = None) -> I
     if send_buffer:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
     port = listener.getsockname()[1]
-    web = uvicorn.Server(uvicorn.Config(create_app(server), log_config=None, timeout_graceful_shutdown=10))
+    # The loop of `lens serve`. uvloop, which uvicorn would take where it is installed, hears of the end of processes by
+    # a signal whose handler other loops of this process may take away.
+    config = uvicorn.Config(create_app(server), log_config=None, loop="asyncio", timeout_graceful_shutdown=10)
+    web = uvicorn.Server(config)
     thread = threading.Thread(target=web.run, kwargs={"sockets": [listener]})
     thread.start()
     try:

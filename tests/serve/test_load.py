@@ -77,7 +77,8 @@ def test_overload_at_full_size(load):
     told, let_in = map(sum, zip(*check_overload(found), strict=True))
     assert let_in >= 0.9 * told
     assert found["goodput, of serial"] >= 0.95
-    assert all(process["rss MB, a minute more"] < 5 for process in found["usage"].values())
+    # That of the engine grows as it remembers prompts, all of which are new here, up to 256 MB.
+    assert found["usage"]["api"]["rss MB, a minute more"] < 1
 
 
 def check_soak(found):

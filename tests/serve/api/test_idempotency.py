@@ -431,7 +431,7 @@ def test_a_connection_that_drops_pays_once(slow):
 
 def test_a_repetition_of_openais_client_joins_the_first(slow):
     live, client = slow
-    body = {"prompt": "x", "lens": {"steps": 400}}
+    body = {"prompt": "x", "lens": {"steps": 1000}}
     with ThreadPoolExecutor(3) as threads:
         first = threads.submit(client.post, URL, json=body)
         wait_until(lambda: live.jobs == 1, "the first")

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from lens_serve.config import ServeSettings
 from lens_serve.engine.messages import Draw, Drawn, Failed, FromEngine, Heartbeat, Preview, Progress, Ready, Release
 from lens_serve.engine.wire import Channel, ChannelClosedError, Slots
@@ -172,3 +174,8 @@ class EngineProcess(Parent):
         """Wait until the process ends; its exit code and what it said."""
         _, said = self.process.communicate(timeout=PATIENCE_S)
         return self.process.returncode, said.decode()
+
+
+def children():
+    """The processes that this one has started, whatever for: servers that several tests share are among them."""
+    return set(psutil.Process().children(recursive=True))

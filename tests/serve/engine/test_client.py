@@ -17,13 +17,15 @@ from lens_serve.engine import client as client_module
 from lens_serve.engine.client import EngineClient
 from lens_serve.engine.events import EngineError, EngineLostError, Glimpse, Mailbox, Picture, Step
 from lens_serve.engine.forecast import Forecast
+from serve.engine.process import children
 from serve.engine.scripted_engine import COMMAND, INFO, draw, running, settings, until
 
 
 @pytest.fixture(autouse=True)
 def _no_process_is_left():
+    before = children()
     yield
-    assert psutil.Process().children(recursive=True) == []
+    assert children() == before
 
 
 @pytest.fixture
@@ -241,13 +243,14 @@ def test_restarts_leave_nothing_behind(quick, monkeypatch, new_loop, count):
 
     async def scenario():
         await asyncio.create_subprocess_exec("true")  # what a loop opens for its first process stays open
+        others = children()
         async with running(one()) as client:
             await until(lambda: client.heartbeat)
             before = open_files()
             for restarts in range(1, count + 1):
                 os.kill(client.pid, signal.SIGKILL)
                 await until(lambda restarts=restarts: client.restarts == restarts and client.is_ready)
-            assert len(psutil.Process().children()) == 1
+            assert len(children() - others) == 1
             await until(lambda: open_files() == before)
 
     with asyncio.Runner(loop_factory=new_loop) as runner:
@@ -260,18 +263,20 @@ def open_files():
 
 @pytest.mark.parametrize("options", [("--child",), ("--seconds=3600",)])
 def test_stopping_ends_the_process_and_what_it_started(options):
+    others = children()
+
     async def scenario():
         client = one(*options)
         async with running(client, ready=False):
             await until(lambda: client.pid)
             if "--child" in options:
                 await until(lambda: client.is_ready)
-                assert len(psutil.Process().children(recursive=True)) == 2
+                assert len(children() - others) == 2
             assert os.getpgid(client.pid) != os.getpgid(0)  # so that Ctrl-C is not for it
         assert client.pid is None
 
     asyncio.run(scenario())
-    assert psutil.Process().children(recursive=True) == []
+    assert children() == others
 
 
 def test_a_process_that_has_ended_may_not_be_ours_any_more(quick, monkeypatch):

@@ -13,8 +13,11 @@ import pytest
 import torch
 
 from lens_core.diffusion.drawing import Drawing, Pack
+from lens_core.errors import LensError
+from lens_core.registry import load_registry
 from lens_serve.engine import calls, loop
 from lens_serve.engine.jobs import Stage
+from lens_serve.engine.loaded import EngineModel
 from lens_serve.engine.messages import Cancel, Release, StartPicture
 from lens_serve.engine.previews import LinearPreview
 from serve.engine.bench import INPAINT, KINDS, START, Bench, drawn_alone, picture
@@ -177,11 +180,19 @@ def test_a_lora_that_cannot_be_read_fails_its_own_jobs_only(bench):
 
 
 def test_a_lora_that_is_no_file_of_weights_is_no_fault_of_the_client(tiny_folder, tmp_path):
-    settings = settings_of(tiny_folder, loras={"text": str(tmp_path / "text.bin")})
+    file = tmp_path / "text.bin"
+    file.write_text("no weights")
+    settings = settings_of(tiny_folder, loras={"text": str(file)})
     with Bench(settings) as bench:
         (told,) = bench.drawn(draw_of("a", lora="text"))
     assert told.failed.reason == "internal"
     assert str(tmp_path) not in told.failed.message
+
+
+def test_a_lora_that_is_not_there_is_told_at_once(tiny_folder, tmp_path):
+    (served,) = settings_of(tiny_folder, loras={"ink": str(tmp_path / "ink.safetensors")}).models
+    with pytest.raises(LensError, match="the LoRA 'ink' of the model 'lens': there is no"):
+        EngineModel.load(served, load_registry(), torch.device("cpu"))
 
 
 def test_a_lora_that_was_used_leaves_no_trace(bench, alone):

@@ -17,6 +17,7 @@ from lens_serve.engine.cost import Branch, CostModel
 from lens_serve.engine.engines import EngineError, Engines, Glimpse, Picture, Step
 from lens_serve.engine.forecast import Forecast
 from lens_serve.engine.messages import StartPicture
+from serve.engine.process import children
 from serve.engine.scripted_engine import COMMAND, COSTS, INFO, draw, running, settings, soon, until
 
 
@@ -24,8 +25,9 @@ from serve.engine.scripted_engine import COMMAND, COSTS, INFO, draw, running, se
 def _no_process_is_left(monkeypatch, tmp_path):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr(client_module, "_FIRST_PAUSE_S", 0.01)
+    before = children()
     yield
-    assert psutil.Process().children(recursive=True) == []
+    assert children() == before
 
 
 def engines(*options, patience_s=60.0, **engine):

@@ -17,7 +17,7 @@ import pytest
 
 from lens_serve.engine import client as client_module
 from lens_serve.engine.engines import EngineError, Engines, Picture
-from serve.engine.process import PATIENCE_S, TESTS, draw_of, settings_of
+from serve.engine.process import PATIENCE_S, TESTS, children, draw_of, settings_of
 from serve.engine.scripted_engine import soon, until
 
 COMMAND = (sys.executable, "-m", "serve.faulty_engine")
@@ -26,6 +26,7 @@ COMMAND = (sys.executable, "-m", "serve.faulty_engine")
 @pytest.fixture(scope="module")
 def run(tiny_folder):
     """Run a scenario with engines that all tests of this module share: faults must leave them as good as new."""
+    before = children()
     with pytest.MonkeyPatch.context() as patch, asyncio.Runner() as runner:
         patch.setenv("PYTHONPATH", str(TESTS))
         patch.setenv("OMP_NUM_THREADS", "1")
@@ -36,7 +37,7 @@ def run(tiny_folder):
         runner.run(engines.start())
         yield lambda scenario: runner.run(scenario(engines))
         runner.run(engines.stop())
-    assert psutil.Process().children(recursive=True) == []
+    assert children() == before
 
 
 def crowd(count, prompt="a slow circle", *, mark="crowd", **changes):
