@@ -42,6 +42,10 @@ bench: .stamps/dev ## The benchmarks; each prints ratios and writes JSON to runs
 	$(BIN)/python benchmarks/load_memory.py
 	$(BIN)/python benchmarks/quantize.py
 	$(BIN)/python benchmarks/caption.py --images 2000 --out runs/benchmarks/caption.json
+	$(BIN)/python benchmarks/png.py
+	$(BIN)/python benchmarks/serve_policies.py
+	$(BIN)/python benchmarks/serve_tiers.py
+	$(BIN)/python benchmarks/serve.py policies --minutes 3
 
 all: lint types docs test ## What CI runs.
 

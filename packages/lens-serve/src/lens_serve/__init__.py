@@ -1,3 +1,3 @@
-"""Lens serve: an image server over Lens models. This release holds its place; the server is not written yet."""
+"""Lens serve: the OpenAI Images API over Lens models, scheduled by the step."""
 
 __all__: list[str] = []

@@ -19,6 +19,7 @@ __all__ = [
     "RewriteSettings",
     "ServeSettings",
     "ServedModel",
+    "ServerBlocks",
     "Tier",
     "WatchSettings",
 ]
@@ -148,10 +149,9 @@ class WatchSettings(Config):
     traces: str | None = Field(None, description="OTLP endpoint (HTTP) for traces; needs the extra.")
 
 
-class ServeSettings(Config):
-    """A server."""
+class ServerBlocks(Config):
+    """All of a server but its models, which a file names, and a pipeline makes."""
 
-    models: list[ServedModel] = Field(min_length=1, max_length=16, description="What is served; the first by default.")
     listen: ListenSettings = Field(ListenSettings(), description="Where, and to whom.")
     bounds: Bounds = Field(Bounds(), description="What may be asked for.")
     engine: EngineSettings = Field(EngineSettings(), description="The process that computes.")
@@ -160,6 +160,12 @@ class ServeSettings(Config):
     safety: list[SafetyCheckerField] = Field([], description="What may refuse a prompt or an image.")
     output: OutputSettings = Field(OutputSettings(), description="What an image carries, and where it goes.")
     watch: WatchSettings = Field(WatchSettings(), description="What is told about the server.")
+
+
+class ServeSettings(ServerBlocks):
+    """A server."""
+
+    models: list[ServedModel] = Field(min_length=1, max_length=16, description="What is served; the first by default.")
 
     def at(self, base: str) -> ServeSettings:
         """The same, with relative paths as seen from the folder `base`; components keep theirs."""

@@ -41,9 +41,12 @@ class Drawing:
         clean_NC: the tokens of the request's start, if it has one.
         reuse_guidance: compute the second branch in every other step only, and take the difference that it made in the
             step before for the others: a quarter less work, for pictures that differ a little. It changes slowly along
-            the way (arXiv 2410.19355, section 3.3).
+            the way (arXiv 2410.19355).
         reference_rounding: tell the denoiser the time as the released pipeline does: in thousandths, in the dtype of
             the weights.
+
+    Attributes:
+        times_S: the way's times, on the CPU; `time` is where it is, on the device.
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class Drawing:
         self._rounded_to = model.dtype if reference_rounding else None
         size = self.grid[0] * self.grid[1]
         grid_S = _remaining(request, sampler.times(size))
+        self.times_S = grid_S
         self.steps = len(grid_S) - 1
         self.taken = 0
         self.done = False

@@ -238,7 +238,8 @@ def _finish(
     while True:
         pack.step()
         if on_step:
-            on_step(step, float(batch[0].time), [one.tokens_NC for one in batch])
+            # From the CPU's copy: to read the device's would wait for the step.
+            on_step(step, float(batch[0].times_S[batch[0].taken]), [one.tokens_NC for one in batch])
         step += 1
         if pack.stale:
             ahead = [one for one in pack.drawings if not one.done]

@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from lens_core.errors import Stopped
-from lens_serve.config import ServedModel, ServeSettings
+from lens_serve.config import ServedModel, ServerBlocks, ServeSettings
 from lens_serve.launch import Serving
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def run(config: ServeStageConfig, context: StageContext) -> dict[str, Any]:
     """
     settings = ServeSettings(
         models=[ServedModel(name=artifact.name, folder=artifact.url) for artifact in context.inputs],
-        **{name: getattr(config, name) for name in ServeSettings.model_fields if name != "models"},
+        **{name: getattr(config, name) for name in ServerBlocks.model_fields},
     ).at(context.base)
     began = time.monotonic()
 
