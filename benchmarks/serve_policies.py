@@ -176,6 +176,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1, help="of arrivals and kinds")
     parser.add_argument("--out", type=Path, help="a JSON file")
     options = parser.parse_args()
+    if options.requests < 1000:
+        parser.error("--requests: with fewer than 1000, the rarest class may have none to take the mean of")
     report = {
         "date": date.today().isoformat(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
