@@ -218,6 +218,7 @@ def variants(requests: int, seed: int) -> dict[str, dict[str, float]]:
         "as shipped, half the knee": Policy({"stretch": [0.5, 1.0, 2.25]}),
         "as shipped, twice the knee": Policy({"stretch": [2.0, 4.0, 9.0]}),
         "as shipped, no guard": Policy({"starvation": 1e9}),
+        "as shipped, guard at 20": Policy({"starvation": 20}),
         "as shipped, guard at 10": Policy({"starvation": 10}),
         "as shipped": OURS,
     }

@@ -28,6 +28,10 @@ FLAGS = [
 ]
 
 
+class DevToolsError(Exception):
+    """Chromium refuses a command."""
+
+
 class Browser:
     """One tab. `asked` are the addresses it asked for, `complaints` what it said of policies and errors."""
 
@@ -72,12 +76,24 @@ class Browser:
         assert "exceptionDetails" not in told, told["exceptionDetails"]
         return told["result"].get("value")
 
-    def wait(self, expression, seconds=20):
+    def wait(self, expression, seconds=60):
         """Until an expression is true."""
         end = time.monotonic() + seconds
-        while not self.see(expression):
+        while not self._is_true(expression):
             assert time.monotonic() < end, f"{expression} never came true; {self.see('document.body.innerText')}"
             time.sleep(0.05)
+
+    def reload(self):
+        """Load the page anew and wait until it is there: not the old one, which is complete already."""
+        self.see("window.isOld = true")
+        self.call("Page.reload")
+        self.wait("!window.isOld && document.readyState === 'complete'")
+
+    def _is_true(self, expression):
+        try:
+            return self.see(expression)
+        except DevToolsError:  # the page has just gone, and another comes
+            return False
 
     def settle(self, seconds=0.4):
         """Give the page time to do what it should not."""
@@ -108,10 +124,10 @@ class Browser:
         self._loop.close()
 
     def _run(self, work):
-        return self._loop.run_until_complete(asyncio.wait_for(work, 60))
+        return self._loop.run_until_complete(asyncio.wait_for(work, 150))
 
     async def _connect(self, file):
-        end = time.monotonic() + 40
+        end = time.monotonic() + 120
         while not (file.exists() and len(file.read_text().splitlines()) == 2):
             assert time.monotonic() < end, "Chromium does not start"
             assert self._process.poll() is None, f"Chromium ended with {self._process.returncode}"
@@ -128,7 +144,8 @@ class Browser:
         while True:
             message = json.loads((await self._socket.receive()).data)
             if message.get("id") == self._number:
-                assert "error" not in message, message["error"]
+                if "error" in message:
+                    raise DevToolsError(message["error"])
                 return message["result"]
             await self._event(message)
 

@@ -133,11 +133,12 @@ def test_a_bad_control_plane(run, seed):
 
 def test_a_batch_whose_making_was_not_heard_of_is_found_again(run):
     """The process dies after the server made the batch and before it could write down its id."""
-    with FakeServer(batches=BatchSettings(validate_s=0.05, process_s=1.0)) as server:
+    with FakeServer(batches=QUICK, clock="manual") as server:
         process = run.start(server, lane="batch", batch={"poll_s": 0.05})
         assert wait_for(lambda: len(server.batches.all()) == 1, process)
         process.kill()
         process.wait()
+        server.clock.advance(3600)
         with sqlite3.connect(run.journal_file) as database:
             database.execute("UPDATE batches SET state = 'intended', id = '', file = ''")
         code, said = go(run, server)
@@ -163,12 +164,13 @@ def test_an_intent_that_the_server_never_heard_of_costs_nothing(run):
 
 
 def test_a_stop_leaves_batches_at_work_and_the_next_run_takes_them_up(run):
-    with FakeServer(batches=BatchSettings(validate_s=0.05, process_s=2)) as server:
+    with FakeServer(batches=QUICK, clock="manual") as server:
         process = run.start(server, lane="batch", batch={"poll_s": 0.05})
         assert wait_for(lambda: len(server.batches.all()) == 1, process)
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 3
         assert "24 more are waiting in batches" in (run.folder / "said.txt").read_text()
+        server.clock.advance(3600)
         # Whatever the lane is now, what waits in a batch is not bought again.
         code, said = run.run(server, lane="sync", batch={"poll_s": 0.05})
         assert code == 0, said

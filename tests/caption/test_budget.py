@@ -6,7 +6,7 @@ import asyncio
 from decimal import Decimal
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lens_caption.engine.budget import NOTHING, Amount, Budget, BudgetExhausted
@@ -86,6 +86,7 @@ def test_it_waits_for_what_is_in_flight_and_then_says_no():
     asyncio.run(scenario())
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 5000), st.integers(0, 700), st.floats(0, 1)), max_size=40))
 def test_reservations_never_let_the_bill_pass_the_bound(requests):
     one = budget(usd="0.02")

@@ -283,11 +283,12 @@ def test_leftovers_go_on_in_another_lane(run):
 def test_what_waits_in_a_batch_is_awaited_first(run):
     from lens_caption.testing.openai_server import BatchSettings
 
-    with FakeServer(batches=BatchSettings(validate_s=0.05, process_s=1)) as server:
+    with FakeServer(batches=BatchSettings(), clock="manual") as server:
         process = run.start(server, {"model": MODEL}, lane="batch", batch={"poll_s": 0.05})
         assert wait_for(lambda: len(server.batches.all()) == 1, process)
         process.kill()
         process.wait()
+        server.clock.advance(24 * 3600)
         code, said = run.run(server, {"model": MODEL}, lane="files", batch={"poll_s": 0.05})
         assert code == 0, said
     run.assert_captions_are_right()

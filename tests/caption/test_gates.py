@@ -303,9 +303,9 @@ def test_no_text_breaks_a_gate(text):
     "text", ["“" * 30_000, '"' * 30_001, "a" * 60_000, "ab" * 30_000, "the " * 8_000, "sorry " * 8_000, "(" * 50_000]
 )
 def test_no_text_takes_long(text):
-    started = time.perf_counter()
+    started = time.thread_time()  # what else this machine does does not count
     failures(text, GatesConfig())
-    assert time.perf_counter() - started < 5
+    assert time.thread_time() - started < 5
 
 
 def test_sentences():

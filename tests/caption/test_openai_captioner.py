@@ -146,8 +146,8 @@ def test_final_outcomes_are_not_tried_again(captioner, fault, status):
 
 
 def test_slow_server_times_out_and_is_tried_again(captioner):
-    with OpenAIServer(faults=["slow"]) as server:
-        (outcome,) = captioner(server, timeout_s=0.3).caption(IMAGES[:1])
+    with OpenAIServer(faults=["slow"], slow_s=6.0) as server:
+        (outcome,) = captioner(server, timeout_s=2).caption(IMAGES[:1])
     assert outcome.status == "ok"
     assert outcome.provenance["attempts"] == 2
 

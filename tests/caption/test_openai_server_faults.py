@@ -13,7 +13,7 @@ import urllib.request
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lens_caption.testing.openai_server import (
@@ -75,6 +75,7 @@ def test_durations_are_written_as_go_does(seconds, text):
     assert go_duration(seconds) == text
 
 
+@settings(deadline=None)
 @given(st.floats(0, 1e6))
 def test_durations_can_be_read_back(seconds):
     units = {"h": 3600, "m": 60, "s": 1, "ms": 0.001}
@@ -98,9 +99,11 @@ def test_headers_say_what_is_left():
 
 def test_too_many_requests_are_refused_until_the_bucket_fills():
     with FakeServer(limits=Limits(rpm=120, window_s=2)) as server:
-        statuses = [send(server)[0] for _ in range(4)]
-        assert statuses == [200] * 4
-        status, headers, raw = send(server)
+        answered = 0
+        while (answer := send(server))[0] == 200:
+            answered += 1
+        assert answered >= 4  # and more where they took so long that the bucket filled meanwhile
+        status, headers, raw = answer
         assert status == 429
         error = json.loads(raw)["error"]
         assert (error["code"], error["type"]) == ("rate_limit_exceeded", "requests")
@@ -108,16 +111,18 @@ def test_too_many_requests_are_refused_until_the_bucket_fills():
         wait = int(headers["retry-after-ms"]) / 1000
         assert 0 < wait <= 0.5
         assert headers["retry-after"] == "1"
-        time.sleep(0.55)
+        time.sleep(wait + 0.05)
         assert send(server)[0] == 200
-        assert len(server.ledger) == 5
+        assert len(server.ledger) == answered + 1
 
 
-def test_a_refused_request_counts_as_a_request():
+def test_a_refused_request_counts_as_a_request(monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     limits = Limits(rpm=60, window_s=1)
     assert limits.admit("m", 1).refusal is None
-    for _ in range(3):
-        time.sleep(0.3)
+    for _ in range(30):
+        now[0] += 0.9
         assert limits.admit("m", 1).refusal is not None  # hammering never gets in
     assert limits.admit("another", 1).refusal is None
 
@@ -391,31 +396,32 @@ def test_every_fault_and_its_group_is_known():
 
 
 def test_a_request_whose_client_is_gone_is_billed():
-    with FakeServer(delay_s=0.4) as server:
+    with FakeServer(delay_s=2) as server:
         with pytest.raises(TimeoutError):
             send(server, timeout=0.1)
-        assert server.in_flight == 1
+        deadline = time.monotonic() + 60
+        while not (server.in_flight or len(server.ledger)) and time.monotonic() < deadline:
+            time.sleep(0.02)
         assert len(server.ledger) == 0
-        deadline = time.monotonic() + 5
         while server.in_flight and time.monotonic() < deadline:
             time.sleep(0.02)
         assert len(server.ledger) == 1
 
 
 def test_many_at_once_each_with_its_own_answer():
-    with FakeServer(delay_s=0.3, jitter=0.5) as server:
-        texts = {}
+    with FakeServer(delay_s=1, jitter=0.5) as server:
+        texts, together = {}, 0
 
         def ask(number):
             texts[number] = text_of(send(server, number)[2])
 
         threads = [threading.Thread(target=ask, args=(number,)) for number in range(40)]
-        started = time.monotonic()
         for thread in threads:
             thread.start()
-        for thread in threads:
-            thread.join()
-        assert time.monotonic() - started < 40 * 0.15  # they waited together
+        while any(thread.is_alive() for thread in threads):
+            together = max(together, server.in_flight)
+            time.sleep(0.01)
+        assert together > 4
         assert {number: number_in_text(text) for number, text in texts.items()} == {n: n for n in range(40)}
         assert set(server.ledger.images().values()) == {1}
         assert {entry.number for entry in server.ledger} == set(range(40))

@@ -9,7 +9,7 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lens_caption.profiles import (
@@ -85,6 +85,7 @@ def test_more_published_image_tokens():
     assert luna.image_tokens(9000, 9000) == 1844
 
 
+@settings(deadline=None)
 @given(st.integers(1, 6000), st.integers(1, 6000))
 def test_tiles_agree_with_the_rule_told_in_floats(width, height):
     scale = min(1.0, 2048 / max(width, height))
@@ -108,6 +109,7 @@ def test_the_fake_server_counts_the_same_by_rules_of_its_own(model):
     assert profile.price().output_per_million == facts.price[1]
 
 
+@settings(deadline=None)
 @given(st.integers(1, 3000), st.integers(1, 3000), st.sampled_from([None, 100, 1536]))
 def test_patches_agree_with_counting_them(width, height, cap):
     counted = len(range(0, width, 32)) * len(range(0, height, 32))

@@ -109,8 +109,8 @@ def test_all_captions_since_the_last_good_canary_are_marked(tmp_path):
     flagged = {number for number, row in enumerate(rows) if "flags" in json.loads(row["provenance"])}
     wrong = {number for number, row in enumerate(rows) if number_in_text(row["text"]) != number}
     assert len(wrong) > 20
-    assert wrong < flagged
-    assert len(flagged - wrong) < 10  # since the last good canary
+    assert wrong <= flagged
+    assert len(flagged - wrong) < 10  # since the last good canary, which may have been the caption before
 
 
 def test_alarms_of_a_run_that_was_killed_are_not_forgotten(tmp_path):

@@ -23,13 +23,9 @@ def live(tiny_folder):
 
 @pytest.fixture(scope="session")
 def slow(tiny_folder):
-    """A server that lets requests take long, and many wait; whatever a test begins there it has to give up again."""
-    from serve.live import live_server, settings_for
+    """A server that lets requests take long; whatever a test begins there it has to give up again."""
+    from serve.live import SLOW_BOUNDS, live_server, settings_for
 
-    settings = settings_for(
-        tiny_folder,
-        bounds={"max_side": 64, "max_steps": 1000, "max_streams": 3},
-        admission={"max_backlog_s": 1000.0, "max_wait_factor": 1000.0},
-    )
+    settings = settings_for(tiny_folder, bounds={**SLOW_BOUNDS, "max_streams": 3})
     with live_server(settings, send_buffer=4096) as server:
         yield server

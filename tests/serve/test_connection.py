@@ -15,9 +15,12 @@ from serve.live import WAIT_S, wait_until
 
 REQUEST = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n"
 
+ASKED = []
+
 
 async def app(scope, receive, send):
-    """Answers with as many bytes as the path says; `/wait` reads the body first."""
+    """Answers with as many bytes as the path says; `/` reads the body first."""
+    ASKED.append(scope["path"])
     size = int(scope["path"].strip("/") or 2)
     if scope["path"] == "/":
         while (await receive()).get("more_body"):
@@ -27,20 +30,33 @@ async def app(scope, receive, send):
 
 
 @pytest.fixture
-def port(monkeypatch):
+def patience():
+    """Of the server, in seconds."""
+    return 0.5
+
+
+@pytest.fixture
+def web(monkeypatch, patience):
     """A server whose patience is short."""
-    for name, value in {"HEAD_S": 0.5, "IDLE_S": 0.5, "DEAF_S": 0.5, "MAX_CONNECTIONS": 3}.items():
-        monkeypatch.setattr(connection, name, value)
+    for name in ("HEAD_S", "IDLE_S", "DEAF_S"):
+        monkeypatch.setattr(connection, name, patience)
+    monkeypatch.setattr(connection, "MAX_CONNECTIONS", 3)
     listener = socket.create_server(("127.0.0.1", 0))
     config = uvicorn.Config(app, log_config=None, http=Connection, ws="none", lifespan="off", timeout_keep_alive=60)
     web = uvicorn.Server(config)
     thread = threading.Thread(target=web.run, kwargs={"sockets": [listener]})
     thread.start()
     wait_until(lambda: web.started, "the server")
-    yield listener.getsockname()[1]
+    yield web
     web.should_exit = True
     thread.join(WAIT_S)
     listener.close()
+
+
+@pytest.fixture
+def port(web):
+    """Where it listens."""
+    return web.servers[0].sockets[0].getsockname()[1]
 
 
 def connect(port, receive_buffer=None):
@@ -94,12 +110,13 @@ def test_heads_end(port):
         assert is_ended(client)
 
 
-def test_requests_one_after_the_other_and_all_at_once_are_answered(port):
+@pytest.mark.parametrize("patience", [2.0])
+def test_requests_one_after_the_other_and_all_at_once_are_answered(port, patience):
     """A body of any length and time is not the connection's business, nor are several requests in one piece."""
     with connect(port) as client:
-        for _ in range(3):
+        for pause_s in (1.1 * patience, 0.0, 0.0):  # longer than a head may take
             client.sendall(REQUEST)
-            time.sleep(0.7)  # longer than a head may take
+            time.sleep(pause_s)
             client.sendall(b"xy")
             assert b"200 OK" in answer(client)
         client.sendall((REQUEST + b"xy") * 3)
@@ -113,10 +130,11 @@ def test_requests_one_after_the_other_and_all_at_once_are_answered(port):
             got += client.recv(1000)
 
 
-def test_who_does_not_read_is_left(port):
+def test_who_does_not_read_is_left(web, port):
     with connect(port, receive_buffer=4096) as client:
         client.sendall(b"GET /50000000 HTTP/1.1\r\nhost: x\r\n\r\n")
-        time.sleep(1.5)
+        wait_until(lambda: "/50000000" in ASKED, "the request")
+        wait_until(lambda: not web.server_state.connections, "its end")
         got = 0
         try:
             while piece := client.recv(1 << 20):

@@ -15,7 +15,7 @@ import httpx2
 import pytest
 import yaml
 
-from serve.live import WAIT_S, wait_until
+from serve.live import ENDLESS, WAIT_S, wait_until
 
 LENS = Path(sys.executable).with_name("lens")
 SLOW = {"prompt": "a", "size": "64x64", "lens": {"steps": 1000, "guidance": 3.0}}
@@ -78,7 +78,8 @@ def start(tmp_path):
 def server(start, tiny_folder):
     """A server of the tiny model, in which requests may take long."""
     options = ["--set", "listen.metrics_port=null", "--set", "engine.threads=1", "--set", "bounds.max_steps=1000"]
-    options += ["--set", "admission.max_backlog_s=1000", "--set", "admission.max_wait_factor=1000"]
+    options += ["--set", "admission.max_backlog_s=1e6", "--set", "admission.max_wait_factor=1e6"]
+    options += ["--set", "listen.drain_s=600", "--set", "engine.watchdog_s=60"]  # whatever else this machine does
     made = start("serve", "--model", f"tiny={tiny_folder}", "--port", "0", *options)
     made.said("ready")
     return made
@@ -108,7 +109,7 @@ def test_a_server_drains(server):
 
 def test_a_second_signal_does_not_wait(server):
     with ThreadPoolExecutor(1) as threads:
-        running = threads.submit(post, server.url, {**SLOW, "n": 4})
+        running = threads.submit(post, server.url, {"prompt": "a", **ENDLESS})
         wait_until(lambda: httpx2.get(f"{server.url}/health/ready").json()["engines"][0]["jobs"], "the first step")
         server.process.send_signal(signal.SIGINT)
         server.said("requests may finish")

@@ -10,7 +10,16 @@ from pathlib import Path
 
 import pytest
 
+from lens_serve.config import OutputSettings
+from lens_serve.server import DECODERS
+
 FILE = Path(__file__).parents[2] / "benchmarks" / "serve.py"
+
+CLOSING = 2
+"""Connections that may not be closed yet, when files are counted; one for each request would be hundreds."""
+
+POOLS = OutputSettings().threads + DECODERS
+"""Threads that the API process starts when it needs them first, and then keeps; one for each request, likewise."""
 
 
 @pytest.fixture
@@ -54,6 +63,7 @@ def test_policies_at_full_size(load):
     for share in (0.5, 0.8, 0.95):
         ours, serial = rows[share, "remaining-time"], rows[share, "first-come"]
         assert ours["within 4x %"] > serial["within 4x %"] + 10
+    assert rows[0.8, "remaining-time"]["within 4x %"] >= 90
 
 
 def check_overload(found):
@@ -77,6 +87,7 @@ def test_overload_at_full_size(load):
     told, let_in = map(sum, zip(*check_overload(found), strict=True))
     assert let_in >= 0.9 * told
     assert found["goodput, of serial"] >= 0.95
+    assert found["refusals"]["took s, p99"] <= 0.05
     # That of the engine grows as it remembers prompts, all of which are new here, up to 256 MB.
     assert found["usage"]["api"]["rss MB, a minute more"] < 1
 
@@ -84,7 +95,6 @@ def test_overload_at_full_size(load):
 def check_soak(found):
     assert set(found["statuses"]) <= {"200", "429"}
     assert found["without a picture"] == 0
-    assert found["went"]
     assert found["bad"]
     assert found["bad, answered otherwise than expected"] == []
     assert found["engine restarts"] == 0
@@ -92,8 +102,9 @@ def check_soak(found):
     assert before["idle"]
     assert after["idle"]
     for process in ("api", "engine"):
-        assert after[process]["fds"] <= before[process]["fds"]
-        assert after[process]["threads"] <= before[process]["threads"]
+        assert after[process]["fds"] <= before[process]["fds"] + CLOSING
+    assert after["api"]["threads"] <= before["api"]["threads"] + POOLS
+    assert after["engine"]["threads"] <= before["engine"]["threads"]
 
 
 def test_soak(load):
@@ -104,6 +115,7 @@ def test_soak(load):
 def test_soak_at_full_size(load):
     found = load("soak")
     check_soak(found)
+    assert found["went"]  # in a short one there are two or three who would, and may have their pictures before
     assert all(process["rss MB, a minute more"] < 1 for process in found["usage"].values())
     first, _, last = found["thirds"]
     assert last["p99 s"] <= 1.25 * first["p99 s"]
@@ -114,8 +126,8 @@ def check_cancels(found):
     assert found["went"]
     assert found["idle afterwards"]
     assert found["engine restarts"] == 0
-    assert found["after"]["api"]["fds"] <= found["before"]["api"]["fds"]
-    assert found["after"]["engine"]["fds"] <= found["before"]["engine"]["fds"]
+    for process in ("api", "engine"):
+        assert found["after"][process]["fds"] <= found["before"][process]["fds"] + CLOSING
 
 
 def test_cancels(load):

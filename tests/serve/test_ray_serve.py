@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import shutil
 import signal
 import socket
@@ -27,8 +28,7 @@ WAIT_S = 240.0
 @contextmanager
 def cluster(folder, **settings):
     """The server in a process of its own; whatever that has started is gone in the end."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = free_port()
     plain = {
         "models": [{"name": "tiny", "folder": str(folder)}],
         "listen": {"port": port, "drain_s": 5},
@@ -52,6 +52,14 @@ def cluster(folder, **settings):
                 for process in [*started.processes(), driver]:
                     with suppress(psutil.NoSuchProcess):
                         process.kill()
+
+
+def free_port():
+    """None of those that the system gives out: Ray asks it for many between now and when it takes this one."""
+    for port in random.sample(range(20_000, 30_000), 100):
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+    raise AssertionError("no port is free")
 
 
 class Started:

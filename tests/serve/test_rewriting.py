@@ -325,7 +325,7 @@ async def test_closing_waits_a_little_and_no_more():
 
 
 def test_a_thread_that_outlives_the_loop_does_no_harm():
-    held = []
+    held, before = [], set(threading.enumerate())
 
     async def begin():
         rewriting, rewriter = made(timeout_s=0.02)
@@ -334,7 +334,7 @@ def test_a_thread_that_outlives_the_loop_does_no_harm():
         await rewriting.rewrite("a", seed=0, wanted=None)
 
     asyncio.run(begin())
-    (thread,) = [thread for thread in threading.enumerate() if thread.name == "rewriter"]
+    (thread,) = [thread for thread in set(threading.enumerate()) - before if thread.name == "rewriter"]
     assert thread.daemon
     held[0].may.set()
     thread.join(30)

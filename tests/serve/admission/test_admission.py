@@ -207,7 +207,7 @@ def test_the_same_request_may_be_predicted_anew():
     one = refusal(world)
     world.now += one.retry_after_s
     world.slower = 1.3
-    assert world.admit(1.0, ticket=one.ticket).alone_s == 1.3
+    assert world.admit(1.0, ticket=one.ticket).solo_s == 1.3
 
 
 def test_a_ticket_is_no_good_for_what_only_hashes_alike():

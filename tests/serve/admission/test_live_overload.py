@@ -82,7 +82,7 @@ def test_five_times_too_much_for_a_real_server(tiny_folder):
             mean = sum(STEPS) / len(STEPS)
             return per_s, *await flood(client, rng, 5 * per_s / mean, SECONDS)
 
-    with live_server(settings_for(tiny_folder, bounds=bounds)) as live:
+    with live_server(settings_for(tiny_folder, bounds=bounds, admission={})) as live:
         per_s, seen, drawn = asyncio.run(go(live))
         assert live.server.admission.inside == 0
         assert live.jobs == 0

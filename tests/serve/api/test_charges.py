@@ -22,7 +22,7 @@ def live(tiny_folder):
         patch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
         command = (sys.executable, "-m", "serve.faulty_engine")
         patch.setattr("lens_serve.server.Engines", partial(Engines, command=command))
-        with live_server(settings_for(tiny_folder, engine={"device": "cpu", "threads": 1, "warm_up": False})) as live:
+        with live_server(settings_for(tiny_folder, engine={"warm_up": False})) as live:
             yield live
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from lens_core.registry import load_registry
 from serve.api.wire import error_of, pixels
-from serve.live import live_server, settings_for, wait_until
+from serve.live import ENDLESS, live_server, settings_for, wait_until
 from serve.models import SIDE, STEPS, STRIDE
 
 
@@ -179,14 +179,14 @@ def test_who_leaves_is_not_drawn_for(slow):
         return ended, slow.count("lens_cancels_total", stage="draw"), slow.count("lens_images_total", model="tiny")
 
     ended, cancelled, drawn = told()
-    body = json.dumps({"prompt": "x", "size": "64x64", "n": 4, "lens": {"steps": 1000}}).encode()
+    body = json.dumps({"prompt": "x", **ENDLESS}).encode()
     with socket.create_connection(("127.0.0.1", slow.port)) as connection:
         head = f"POST /v1/images/generations HTTP/1.1\r\nHost: 127.0.0.1:{slow.port}\r\n"
         head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         connection.sendall(head.encode() + body)
         before = slow.ticks
         wait_until(lambda: slow.running, "the first step")
-    wait_until(lambda: slow.jobs == 0 and slow.server.admission.inside == 0, "the server to notice")
+    wait_until(lambda: slow.rests, "the server to notice")
     wait_until(lambda: slow.running == 0, "the engine to notice")
     assert slow.ticks - before < 900, "it was drawn to its end"
     wait_until(lambda: told()[0] == ended + 1, "the request's end")

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import pytest
 
 from lens_serve.api.errors import ApiError
-from lens_serve.api.idempotency import DAY_S, Idempotency, body_hash
+from lens_serve.api.idempotency import Idempotency, body_hash
 from lens_serve.api.schemas import Generation
-from lens_serve.api.shelf import Shelf
+from lens_serve.api.shelf import DAY_S, Shelf
 from serve.api.wire import error_of, events_of
-from serve.live import live_server, settings_for, wait_until
+from serve.live import SLOW_BOUNDS, live_server, settings_for, wait_until
 
 BODY, OTHER = b"body", b"other body"
 
@@ -71,6 +71,10 @@ class Maker:
         return self.things[-1]
 
 
+def idempotency_of(**limits):
+    return Idempotency(Shelf(most_bytes=1 << 20, **limits))
+
+
 async def settle():
     for _ in range(20):
         await asyncio.sleep(0)
@@ -78,7 +82,7 @@ async def settle():
 
 @pytest.mark.anyio
 async def test_a_key_sent_again_gives_the_same():
-    idempotency, make = Idempotency(), Maker()
+    idempotency, make = idempotency_of(), Maker()
     first = await idempotency.once("k", "a", BODY, make)
     assert await idempotency.once("k", "a", BODY, make) is first
     assert await idempotency.once("k", "a", BODY, make, repeated=True) is first
@@ -87,7 +91,7 @@ async def test_a_key_sent_again_gives_the_same():
 
 @pytest.mark.anyio
 async def test_another_key_or_owner_gives_another():
-    idempotency, make = Idempotency(), Maker()
+    idempotency, make = idempotency_of(), Maker()
     things = [await idempotency.once(*who, BODY, make) for who in (("k", "a"), ("k", "b"), ("l", "a"), ("k", None))]
     assert len({thing.number for thing in things}) == 4
     # a body's hash is no key, though a client may send it as one
@@ -98,7 +102,7 @@ async def test_another_key_or_owner_gives_another():
 @pytest.mark.anyio
 @pytest.mark.parametrize("begun", ["under way", "done"])
 async def test_the_same_key_with_another_body_is_a_conflict(begun):
-    idempotency, make = Idempotency(), Maker()
+    idempotency, make = idempotency_of(), Maker()
     if begun == "under way":
         make.may.clear()
     first = asyncio.create_task(idempotency.once("k", "a", BODY, make))
@@ -114,7 +118,7 @@ async def test_the_same_key_with_another_body_is_a_conflict(begun):
 
 @pytest.mark.anyio
 async def test_the_second_waits_for_the_first():
-    idempotency, make = Idempotency(), Maker()
+    idempotency, make = idempotency_of(), Maker()
     make.may.clear()
     tasks = [asyncio.create_task(idempotency.once("k", "a", BODY, make)) for _ in range(5)]
     await settle()
@@ -126,7 +130,7 @@ async def test_the_second_waits_for_the_first():
 
 @pytest.mark.anyio
 async def test_what_failed_is_tried_anew():
-    idempotency, make = Idempotency(), Maker()
+    idempotency, make = idempotency_of(), Maker()
     make.error = ApiError(429, "Too much.", code="queue_full")
     make.may.clear()
     tasks = [asyncio.create_task(idempotency.once("k", "a", BODY, make)) for _ in range(2)]
@@ -143,7 +147,7 @@ async def test_what_failed_is_tried_anew():
 
 @pytest.mark.anyio
 async def test_with_a_key_it_is_made_though_the_client_goes():
-    idempotency, make = Idempotency(), Maker()
+    idempotency, make = idempotency_of(), Maker()
     make.may.clear()
     gone = asyncio.create_task(idempotency.once("k", "a", BODY, make))
     await settle()
@@ -158,7 +162,7 @@ async def test_with_a_key_it_is_made_though_the_client_goes():
 
 @pytest.mark.anyio
 async def test_without_a_key_it_is_given_up_when_the_client_goes():
-    idempotency, make = Idempotency(), Maker()
+    idempotency, make = idempotency_of(), Maker()
     make.may.clear()
     gone = asyncio.create_task(idempotency.once("k", None, BODY, make))
     await settle()
@@ -173,7 +177,7 @@ async def test_without_a_key_it_is_given_up_when_the_client_goes():
 @pytest.mark.anyio
 async def test_what_was_made_at_the_last_moment_is_left():
     """The client goes in the turn of the loop in which it is done."""
-    idempotency, make = Idempotency(), Maker()
+    idempotency, make = idempotency_of(), Maker()
     make.may.clear()
     gone = asyncio.create_task(idempotency.once("k", None, BODY, make))
     await settle()
@@ -189,7 +193,7 @@ async def test_what_was_made_at_the_last_moment_is_left():
 
 @pytest.mark.anyio
 async def test_equal_requests_without_a_key_are_two():
-    idempotency, make = Idempotency(), Maker()
+    idempotency, make = idempotency_of(), Maker()
     make.may.clear()
     tasks = [asyncio.create_task(idempotency.once("k", None, BODY, make)) for _ in range(3)]
     await settle()
@@ -200,7 +204,7 @@ async def test_equal_requests_without_a_key_are_two():
 @pytest.mark.anyio
 @pytest.mark.parametrize("begun", ["making", "made"])
 async def test_a_repetition_joins_what_is_under_way(begun):
-    idempotency, make = Idempotency(), Maker()
+    idempotency, make = idempotency_of(), Maker()
     make.may.clear()
     first = asyncio.create_task(idempotency.once("k", None, BODY, make))
     await settle()
@@ -220,7 +224,7 @@ async def test_a_repetition_joins_what_is_under_way(begun):
 
 @pytest.mark.anyio
 async def test_a_repetition_that_joined_keeps_it_alive():
-    idempotency, make = Idempotency(), Maker()
+    idempotency, make = idempotency_of(), Maker()
     make.may.clear()
     gone = asyncio.create_task(idempotency.once("k", None, BODY, make))
     await settle()
@@ -236,7 +240,7 @@ async def test_a_repetition_that_joined_keeps_it_alive():
 
 @pytest.mark.anyio
 async def test_a_repetition_of_what_is_over_or_failed_is_new():
-    idempotency, make = Idempotency(), Maker()
+    idempotency, make = idempotency_of(), Maker()
     await idempotency.once("k", None, BODY, make)
     await settle()
     make.things.clear()  # whoever was answered from it has gone
@@ -250,7 +254,7 @@ async def test_a_repetition_of_what_is_over_or_failed_is_new():
 @pytest.mark.anyio
 async def test_it_is_kept_for_a_day():
     now = [0.0]
-    idempotency, make = Idempotency(clock=lambda: now[0]), Maker()
+    idempotency, make = idempotency_of(clock=lambda: now[0]), Maker()
     await idempotency.once("k", "a", BODY, make)
     now[0] = DAY_S - 1
     assert (await idempotency.once("k", "a", BODY, make)).number == 1
@@ -260,7 +264,7 @@ async def test_it_is_kept_for_a_day():
 
 @pytest.mark.anyio
 async def test_stopping_ends_what_goes_on():
-    idempotency, make = Idempotency(), Maker()
+    idempotency, make = idempotency_of(), Maker()
     make.may.clear()
     waiting = asyncio.create_task(idempotency.once("k", "a", BODY, make))
     await settle()
@@ -373,7 +377,7 @@ def client(live):
 @pytest.fixture(scope="module")
 def slow(tiny_folder):
     """A server that lets requests take long."""
-    settings = settings_for(tiny_folder, bounds={"max_side": 64, "max_steps": 1000})
+    settings = settings_for(tiny_folder, bounds=SLOW_BOUNDS)
     with live_server(settings) as live, live.http() as client:
         yield live, client
 
@@ -411,27 +415,28 @@ def test_a_stream_comes_again(client):
 
 def test_what_was_refused_is_tried_anew(client):
     key = {"idempotency-key": "refused"}
-    error_of(client.post(URL, json={"prompt": "x", "lens": {"deadline_ms": 1}}, headers=key), 504)
-    error_of(client.post(URL, json={"prompt": "x", "lens": {"deadline_ms": 1}}, headers=key), 504)
+    hopeless = {"prompt": "x", "n": 4, "size": "64x64", "lens": {"steps": 8, "deadline_ms": 1}}
+    for _ in range(2):
+        error_of(client.post(URL, json=hopeless, headers=key), 504)
     assert client.post(URL, json={"prompt": "x"}, headers=key).status_code == 200
 
 
 def test_a_connection_that_drops_pays_once(slow):
     live, client = slow
+    drawn = live.count("lens_images_total", model="tiny")
     body, key = {"prompt": "x", "lens": {"steps": 400}}, {"idempotency-key": "drop"}
     with client.stream("POST", URL, json=body | {"stream": True}, headers=key) as answer:
-        seed = next(answer.iter_lines())  # the first step; then the client is gone
-    assert seed
-    assert live.jobs == 1
+        assert next(answer.iter_lines())  # the first step; then the client is gone
     again = completed(client, body, **key)
     assert again["type"] == "image_generation.completed"
     assert again["lens"]["seed"] == completed(client, body, **key)["lens"]["seed"]
-    wait_until(lambda: live.jobs == 0, "the engine")
+    wait_until(lambda: live.rests, "the engine")
+    assert live.count("lens_images_total", model="tiny") == drawn + 1
 
 
 def test_a_repetition_of_openais_client_joins_the_first(slow):
     live, client = slow
-    body = {"prompt": "x", "lens": {"steps": 1000}}
+    body = {"prompt": "x", "size": "64x64", "lens": {"steps": 500}}
     with ThreadPoolExecutor(3) as threads:
         first = threads.submit(client.post, URL, json=body)
         wait_until(lambda: live.jobs == 1, "the first")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import json
 import logging
+import socket
 import traceback
 import weakref
 from dataclasses import replace
@@ -13,16 +15,19 @@ from dataclasses import replace
 import pytest
 
 from lens_serve.admission.keys import ANONYMOUS
+from lens_serve.api import sending
 from lens_serve.api.errors import ApiError
 from lens_serve.api.fulfilment import PictureEvent, PreviewEvent, Started, StepEvent
 from lens_serve.api.idempotency import Idempotency
 from lens_serve.api.jobs import Jobs
-from lens_serve.api.orders import Order, Place
+from lens_serve.api.orders import Order
+from lens_serve.api.places import Place
 from lens_serve.api.recording import Recording
+from lens_serve.api.shelf import Shelf
 from lens_serve.engine.messages import ModelInfo
 from lens_serve.rewriting import Rewritten
 from serve.api.wire import error_of, events_of, pixels
-from serve.live import live_server, settings_for, wait_until
+from serve.live import ENDLESS, SLOW_BOUNDS, WAIT_S, live_server, settings_for, wait_until
 from serve.models import SIDE
 
 PATH = "/v1/images/jobs"
@@ -218,7 +223,7 @@ async def test_it_goes_on_without_listeners_if_it_is_kept():
 @pytest.mark.anyio
 async def test_who_repeats_a_request_listens_before_the_first_can_go():
     """The first goes after the second was handed the recording, and before it reads."""
-    idempotency, drawing = Idempotency(), Drawing(picture())
+    idempotency, drawing = Idempotency(Shelf(most_bytes=1 << 20)), Drawing(picture())
     drawing.go()
     asked = ("key", None, b"body", lambda: Recording.begin(order(), aiter(drawing)))
     first = await idempotency.once(*asked)
@@ -233,7 +238,7 @@ async def test_who_repeats_a_request_listens_before_the_first_can_go():
 
 @pytest.mark.anyio
 async def test_it_is_given_up_when_all_who_were_handed_it_have_gone():
-    idempotency, drawing = Idempotency(), Drawing(picture())
+    idempotency, drawing = Idempotency(Shelf(most_bytes=1 << 20)), Drawing(picture())
     asked = ("key", None, b"body", lambda: Recording.begin(order(), aiter(drawing)))
     both = [asyncio.create_task(idempotency.once(*asked, repeated=True)) for _ in range(2)]
     await settle()
@@ -267,13 +272,17 @@ async def test_whoever_goes_before_it_begins_ends_it():
 # --- jobs ---
 
 
+def jobs_of(**limits):
+    return Jobs(Shelf(**{"most_bytes": 1 << 20, **limits}))
+
+
 @pytest.mark.anyio
 async def test_a_job_says_how_it_stands():
     drawing = Drawing(
         StepEvent(0, 1, 2), StepEvent(1, 1, 2), PreviewEvent(0, 0, b"x"), picture(1), StepEvent(0, 2, 2), picture(0)
     )
     drawing.go()
-    jobs = Jobs()
+    jobs = jobs_of()
     job = await jobs.begin(order(n=2), aiter(drawing))
     told = []
     for _ in range(7):
@@ -298,7 +307,7 @@ async def test_a_job_says_how_it_stands():
 
 @pytest.mark.anyio
 async def test_a_job_that_fails_says_why_and_no_more(caplog):
-    jobs = Jobs()
+    jobs = jobs_of()
     for error, code in ((ApiError(504, "Too late.", code="deadline"), "deadline"), (KeyError("secret"), "internal")):
         drawing = Drawing(error)
         drawing.go(2)
@@ -316,7 +325,7 @@ async def test_a_job_that_fails_says_why_and_no_more(caplog):
 async def test_jobs_are_their_keys_own():
     drawing = Drawing()
     drawing.go()
-    jobs = Jobs()
+    jobs = jobs_of()
     job = await jobs.begin(order(), aiter(drawing))
     other, admin = replace(ANONYMOUS, id="other"), replace(ANONYMOUS, id="root", scopes=frozenset({"admin"}))
     for key, id in ((other, job.id), (ANONYMOUS, "imgjob_0")):
@@ -332,7 +341,7 @@ async def test_jobs_are_their_keys_own():
 @pytest.mark.anyio
 async def test_jobs_are_forgotten_when_they_are_done_and_old_or_many():
     now = [0.0]
-    jobs = Jobs(keep_s=60, most=2, most_bytes=10_000, clock=lambda: now[0])
+    jobs = jobs_of(keep_s=60, most=2, most_bytes=10_000, clock=lambda: now[0])
 
     async def begin(*events):
         drawing = Drawing(*events)
@@ -366,8 +375,8 @@ def client(live):
 @pytest.fixture(scope="module")
 def slow(tiny_folder):
     """A server that lets requests take long."""
-    settings = settings_for(tiny_folder, bounds={"max_side": 64, "max_steps": 1000, "max_streams": 3})
-    with live_server(settings) as live, live.http() as client:
+    settings = settings_for(tiny_folder, bounds={**SLOW_BOUNDS, "max_streams": 3})
+    with live_server(settings, send_buffer=4096) as live, live.http() as client:
         yield live, client
 
 
@@ -425,10 +434,15 @@ def test_a_bad_last_event_id_is_told(client, last):
 
 def test_the_log_tells_what_was_begun_and_watched(client, caplog):
     with caplog.at_level(logging.INFO, "lens_serve.requests"):
-        id = client.post(PATH, json={"prompt": "x", "lens": {"steps": 3}}).json()["id"]
-        watch(client, id)
-        wait_until(lambda: len(caplog.records) == 2, "both lines")
-    told = [record.facts for record in caplog.records]
+        begun = client.post(PATH, json={"prompt": "x", "lens": {"steps": 3}}, headers={"x-request-id": "begun"})
+        watch(client, begun.json()["id"], **{"x-request-id": "watched"})
+
+        def lines():
+            """Of these requests; one before may be told of late."""
+            found = {record.facts["request"]: record.facts for record in caplog.records}
+            return [found[name] for name in ("begun", "watched")] if {"begun", "watched"} <= set(found) else None
+
+        told = wait_until(lines, "both lines")
     assert [facts["route"] for facts in told] == [PATH, PATH + "/{id}/events"]
     for facts in told:
         assert facts.items() >= {"model": "tiny", "size": f"{SIDE}x{SIDE}", "steps": 3, "n": 1}.items()
@@ -456,7 +470,7 @@ def test_a_client_who_goes_changes_nothing(slow):
 
 def test_a_job_is_given_up(slow):
     live, client = slow
-    id = client.post(PATH, json={"prompt": "x", "n": 2, "lens": {"steps": 1000}}).json()["id"]
+    id = client.post(PATH, json={"prompt": "x", "n": 2, **ENDLESS}).json()["id"]
     wait_until(lambda: client.get(f"{PATH}/{id}").json()["status"] == "running", "the first step")
     job = client.delete(f"{PATH}/{id}").json()
     assert (job["status"], job["error"]["code"], "result" in job) == ("cancelled", "cancelled", False)
@@ -484,11 +498,66 @@ def test_the_same_key_is_the_same_job(client):
     assert other.headers["x-should-retry"] == "false"
 
 
-def test_streams_of_jobs_count_among_a_keys_streams(slow):
-    import contextlib
+def unread(live, request):
+    """A connection on which something was asked for, and whose answer has begun to come but is not read on."""
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+    connection.settimeout(WAIT_S)
+    connection.connect(("127.0.0.1", live.port))
+    connection.sendall(request.encode())
+    assert connection.recv(12) == b"HTTP/1.1 200"
+    return connection
 
+
+@pytest.mark.parametrize("how", ["a job that is done", "a repeated request"])
+def test_images_of_before_count_among_a_keys_streams(slow, how):
+    """Or one key could have any number of large answers lie in this process's memory, for nothing."""
+    live, _ = slow
+    large = {"prompt": "x", "n": 4, "size": "192x192", "lens": {"steps": 1}}
+    with live.http() as client, contextlib.ExitStack() as open_ones:
+        if how == "a job that is done":
+            id = client.post(PATH, json=large).json()["id"]
+            assert done(client, id)["status"] == "completed"
+            asked = f"GET {PATH}/{id} HTTP/1.1\r\nHost: 127.0.0.1:{live.port}\r\n\r\n"
+
+            def again():
+                return client.get(f"{PATH}/{id}")
+        else:
+            body = json.dumps(large)
+            headers = {"idempotency-key": "large", "content-type": "application/json"}
+            lines = [*(f"{name}: {value}" for name, value in headers.items()), f"content-length: {len(body)}"]
+            head = "\r\n".join([f"Host: 127.0.0.1:{live.port}", *lines])
+            asked = f"POST /v1/images/generations HTTP/1.1\r\n{head}\r\n\r\n{body}"
+
+            def again():
+                return client.post("/v1/images/generations", content=body, headers=headers)
+
+            assert again().status_code == 200
+        wait_until(lambda: not any(live.server.streams.values()), "what was asked for before")
+        for _ in range(3):
+            open_ones.enter_context(unread(live, asked))
+        error = error_of(again(), 429)
+        assert error["code"] == "concurrency"
+        assert client.post("/v1/images/generations", json={"prompt": "x"}).status_code == 200
+        open_ones.close()
+        wait_until(lambda: not any(live.server.streams.values()), "the readers' end")
+        assert again().status_code == 200
+
+
+def test_an_answer_that_nobody_reads_is_dropped(slow, monkeypatch):
+    live, _ = slow
+    with live.http() as client:
+        id = client.post(PATH, json={"prompt": "x", "n": 4, "size": "192x192", "lens": {"steps": 1}}).json()["id"]
+        assert done(client, id)["status"] == "completed"
+        monkeypatch.setattr(sending, "WRITE_S", 0.3)
+        asked = f"GET {PATH}/{id} HTTP/1.1\r\nHost: 127.0.0.1:{live.port}\r\n\r\n"
+        with unread(live, asked):
+            wait_until(lambda: not any(live.server.streams.values()), "its end")
+
+
+def test_streams_of_jobs_count_among_a_keys_streams(slow):
     live, client = slow
-    id = client.post(PATH, json={"prompt": "x", "lens": {"steps": 1000}}).json()["id"]
+    id = client.post(PATH, json={"prompt": "x", **ENDLESS}).json()["id"]
     with contextlib.ExitStack() as open_ones:
         for _ in range(3):
             open_ones.enter_context(client.stream("GET", f"{PATH}/{id}/events"))

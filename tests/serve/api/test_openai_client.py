@@ -9,7 +9,7 @@ import openai
 import pytest
 
 from serve.api.wire import pixels
-from serve.live import live_server, settings_for, wait_until
+from serve.live import ENDLESS, live_server, settings_for, wait_until
 from serve.models import SIDE
 
 
@@ -99,21 +99,26 @@ def test_errors_are_their_classes(client):
 
 
 def test_timeouts(slow):
+    def gone():
+        return slow.count("lens_requests_total", route="/v1/images/generations", status="499")
+
+    before = gone()
     with slow.openai(max_retries=0) as client:
         with pytest.raises(openai.APITimeoutError):
-            client.with_options(timeout=0.2).images.generate(
-                prompt="x", n=4, size="64x64", extra_body={"lens": {"steps": 1000}}
+            client.with_options(timeout=1.0).images.generate(
+                prompt="x", size=ENDLESS["size"], extra_body={"lens": ENDLESS["lens"]}
             )
-        wait_until(lambda: slow.server.admission.inside == 0, "the server to notice")
+        wait_until(lambda: gone() > before, "the server to notice")
+        wait_until(lambda: slow.server.admission.inside == 0, "the end of the request")
 
 
 @pytest.fixture(scope="module")
 def busy(tiny_folder):
-    """A server on which long requests may wait for a second only."""
+    """A server on which next to nothing may wait; who was promised a place has a minute to take it."""
     settings = settings_for(
         tiny_folder,
         bounds={"max_side": 64, "max_steps": 1000},
-        admission={"max_backlog_s": 0.2, "max_wait_factor": 1000.0},
+        admission={"max_backlog_s": 0.01, "max_wait_factor": 1000.0, "ticket_s": 60.0},
     )
     with live_server(settings) as live:
         yield live
@@ -121,25 +126,25 @@ def busy(tiny_folder):
 
 @pytest.fixture
 def load(busy):
-    """As much work as is let in; the rest of the block finds the server busy."""
+    """Somebody else's long pictures, one after the other: each is let in as soon as nothing waits, as everybody is."""
+    steps = busy.steps_for(1.0, side=64)
 
     def occupy():
         with busy.openai(max_retries=1000) as client:
             while not enough.is_set():
-                client.images.generate(prompt="load", size="32x32", extra_body={"lens": {"steps": 50}})
+                client.images.generate(prompt="load", size="64x64", extra_body={"lens": {"steps": steps}})
 
     enough = threading.Event()
-    threads = [threading.Thread(target=occupy) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    wait_until(lambda: busy.server.engines.backlog_s() > 0.05, "a backlog")
+    thread = threading.Thread(target=occupy)
+    thread.start()
+    wait_until(lambda: busy.jobs, "the load")
     yield
     enough.set()
-    for thread in threads:
-        thread.join()
+    thread.join()
 
 
-LONG = {"prompt": "x", "size": "32x32", "extra_body": {"lens": {"steps": 40}}}
+SHORT = {"prompt": "x", "size": "16x16", "extra_body": {"lens": {"steps": 2}}}
+"""Finds no room while the load has more left to do than this takes itself."""
 
 
 def test_a_busy_server_says_when_to_come_again(busy, load):
@@ -147,7 +152,7 @@ def test_a_busy_server_says_when_to_come_again(busy, load):
 
         def refusal():
             try:
-                client.images.generate(**LONG)
+                client.images.generate(**SHORT)
             except openai.RateLimitError as error:
                 return error
 
@@ -160,5 +165,10 @@ def test_a_busy_server_says_when_to_come_again(busy, load):
 
 def test_a_client_that_comes_again_when_told_is_served(busy, load):
     with busy.openai(max_retries=5) as client:
-        for _ in range(3):
-            assert client.images.generate(**LONG).data[0].b64_json
+
+        def refused_at_first():
+            answer = client.images.with_raw_response.generate(**SHORT)
+            assert answer.parse().data[0].b64_json
+            return answer.retries_taken
+
+        wait_until(refused_at_first, "a refusal")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import random
 import time
 import weakref
@@ -135,14 +136,20 @@ def test_an_engine_that_was_warmed_up_has_made_its_first_calls(tiny_folder, tiny
         assert max(beat.expected_s for beat in bench.beats) < calls.FIRST_S
 
 
-def test_a_preview_that_fails_costs_nothing_but_itself(bench, monkeypatch, caplog):
-    def show(*_):
-        raise torch.OutOfMemoryError("too large for a secret prompt")
+@pytest.mark.parametrize("failing", [{0}, {1}, {0, 1, 2}], ids=str)
+def test_a_preview_that_fails_costs_nothing_but_itself(bench, monkeypatch, caplog, failing):
+    """Not even a number: clients count previews from 0."""
+    tries, show = itertools.count(), LinearPreview.show
 
-    monkeypatch.setattr(LinearPreview, "show", show)
-    (told,) = bench.drawn(draw_of("a", previews=2))
+    def may_fail(*given):
+        if next(tries) in failing:
+            raise torch.OutOfMemoryError("too large for a secret prompt")
+        return show(*given)
+
+    monkeypatch.setattr(LinearPreview, "show", may_fail)
+    (told,) = bench.drawn(draw_of("a", steps=8, previews=3))
     assert told.picture is not None
-    assert told.previews == []
+    assert [preview.number for preview in told.previews] == list(range(3 - len(failing)))
     assert "job a: a preview is left out: OutOfMemoryError" in caplog.text
     assert "secret" not in caplog.text
 

@@ -13,6 +13,7 @@ import pytest
 
 from lens_core.errors import LensError
 from lens_serve.engine import client as client_module
+from lens_serve.engine import engines as engines_module
 from lens_serve.engine.cost import Branch, CostModel
 from lens_serve.engine.engines import EngineError, Engines, Glimpse, Picture, Step
 from lens_serve.engine.forecast import Forecast
@@ -27,7 +28,7 @@ def _no_process_is_left(monkeypatch, tmp_path):
     monkeypatch.setattr(client_module, "_FIRST_PAUSE_S", 0.01)
     before = children()
     yield
-    assert children() == before
+    assert children() <= before
 
 
 def engines(*options, patience_s=60.0, **engine):
@@ -199,8 +200,8 @@ def test_another_engine_takes_over():
             await until(lambda: all(state.is_ready for state in made.states))
             jobs = [asyncio.create_task(picture_of(made, draw(seed=seed, steps=20))) for seed in range(8)]
             await until(lambda: all(state.jobs for state in made.states))
-            os.kill(made.states[1].pid, signal.SIGKILL)
-            await until(lambda: not made.states[1].is_ready)
+            os.kill(killed := made.states[1].pid, signal.SIGKILL)
+            await until(lambda: made.states[1].pid != killed)
             assert made.is_ready
             pictures = await asyncio.gather(*jobs)
             assert [picture.image_HW3[0, 0, 0] for picture in pictures] == list(range(8))
@@ -256,9 +257,11 @@ def test_jobs_wait_for_an_engine_but_not_for_ever():
     asyncio.run(scenario())
 
 
-def test_jobs_wait_as_long_as_engines_are_known_to_load():
+def test_jobs_wait_as_long_as_engines_are_known_to_load(monkeypatch):
+    monkeypatch.setattr(engines_module, "_SLACK", 100.0)  # this machine may be much busier the second time
+
     async def scenario():
-        async with running(engines("--seconds=1.5", patience_s=0.1)) as made:
+        async with running(engines("--seconds=1", patience_s=0.1)) as made:
             assert await reason_of(made, draw("die once")) == "drawn"
             assert made.states[0].restarts == 1
 

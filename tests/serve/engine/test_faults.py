@@ -32,12 +32,12 @@ def run(tiny_folder):
         patch.setenv("OMP_NUM_THREADS", "1")
         patch.setattr(client_module, "_HEALTHY_S", 0.0)
         # Warm, since an engine's first calls may take long; but with as much company as when nothing was measured.
-        settings = settings_of(tiny_folder, watchdog_s=3.0, warm_up=True, knee_tokens=4096)
+        settings = settings_of(tiny_folder, watchdog_s=5.0, warm_up=True, knee_tokens=4096)
         engines = Engines(settings, command=COMMAND)
         runner.run(engines.start())
         yield lambda scenario: runner.run(scenario(engines))
         runner.run(engines.stop())
-    assert children() == before
+    assert children() <= before
 
 
 def crowd(count, prompt="a slow circle", *, mark="crowd", **changes):
@@ -98,8 +98,8 @@ def test_an_engine_that_dies_or_stops(run, fault, load):
         assert all(isinstance(bits, tuple) for bits in expected)
         under_way = [asyncio.create_task(outcome_of(engines, wanted)) for wanted in crowd(load)]
         await until(lambda: not load or engines.states[0].heartbeat.running > 0)
-        os.kill(engines.states[0].pid, fault)
-        await until(lambda: not engines.is_ready)
+        os.kill(killed := engines.states[0].pid, fault)
+        await until(lambda: engines.states[0].pid != killed)
         assert await asyncio.gather(*under_way) == expected
         await is_idle(engines)
         assert engines.states[0].restarts == restarts + 1

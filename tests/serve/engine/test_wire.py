@@ -9,11 +9,12 @@ import socket
 import struct
 import subprocess
 import sys
+from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lens_serve.config import Bounds
@@ -68,6 +69,7 @@ def ends():
 
 
 @pytest.mark.parametrize(("union", "sent"), [(m.ToEngine, TO_ENGINE), (m.FromEngine, FROM_ENGINE)])
+@settings(deadline=None)
 @given(data=st.data())
 def test_any_pieces_make_the_same_messages(union, sent, data):
     stream = b"".join(map(frame, sent))
@@ -95,6 +97,7 @@ def test_what_is_no_message_is_refused(body):
         Frames(m.ToEngine).feed(struct.pack(">I", len(body)) + body)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=64))
 def test_garbage_is_refused_or_waited_for(data):
     try:
@@ -189,6 +192,17 @@ def test_slots_keep_pictures_apart():
         with pytest.raises(WireError, match="there are 3 slots of 192 bytes"):
             slots.write(slot, picture(height, 8))
     slots.close()
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="other files have no name to be known by")
+@pytest.mark.parametrize("size", [0, 1 << 61])
+def test_memory_that_is_not_to_be_had_leaves_no_open_file(monkeypatch, size):
+    made, create = [], os.memfd_create
+    monkeypatch.setattr(os, "memfd_create", lambda *given: made.append(create(*given)) or made[0])
+    with pytest.raises((OSError, ValueError, OverflowError)):
+        Slots.create(1, size)
+    file = Path(f"/proc/self/fd/{made[0]}")
+    assert not (file.exists() and "lens-pictures" in str(file.readlink()))
 
 
 def test_a_child_sees_what_its_parent_wrote_and_the_reverse():

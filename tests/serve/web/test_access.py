@@ -54,7 +54,7 @@ def test_everything_can_be_done_by_keyboard(live, open_window):
     walk_to("16x16")
     walk_to("1")
     keyboard.press("ArrowRight")
-    assert window.page.get_by_label("2 pictures").is_checked()
+    expect(window.page.get_by_label("2 pictures")).to_be_checked()
     keyboard.press("ArrowLeft")
     walk_to("More settings")
     keyboard.press("Enter")
@@ -81,7 +81,7 @@ def test_control_enter_draws_from_the_prompt_and_not_while_drawing(live, open_wi
     window.prompt.press("Control+Enter")
     expect(window.status).to_have_text("The picture is done.")
     expect(window.prompt).to_be_focused()
-    assert window.prompt.input_value() == "a boat"
+    expect(window.prompt).to_have_value("a boat")
     window.prompt.press("Meta+Enter")
     expect(window.page.locator("#groups button")).to_have_count(2)
 
@@ -122,7 +122,7 @@ def test_progress_is_said_and_what_is_wrong_belongs_to_its_field(live, open_wind
     assert "Drawing." in said
     assert said[-1] == "The picture is done."
     window.draw("")
-    assert window.prompt.get_attribute("aria-invalid") == "true"
+    expect(window.prompt).to_have_attribute("aria-invalid", "true")
     expect(window.prompt).to_have_accessible_description("Say what the picture should show.")
     window.drawn("a boat")
     assert window.prompt.get_attribute("aria-invalid") is None

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 
 import pytest
 from PIL import Image
 
-from serve.live import live_server, settings_for, wait_until
+from serve.live import SLOW_BOUNDS, live_server, settings_for, wait_until
 
 HOSTILE = [
     '<img src=x onerror="document.title=1"><script>alert(1)</script>',
@@ -22,10 +23,8 @@ HOSTILE = [
 @pytest.fixture(scope="module")
 def slow(tiny_folder):
     """A server that takes its time when it is asked for very many steps, and rewrites prompts."""
-    bounds = {"max_side": 64, "max_pixels": 4096, "max_steps": 1000}
-    admission = {"max_backlog_s": 100_000, "max_wait_factor": 100_000}
     rewrite = {"rewriter": "scene-expander"}
-    with live_server(settings_for(tiny_folder, bounds=bounds, admission=admission, rewrite=rewrite)) as server:
+    with live_server(settings_for(tiny_folder, bounds=SLOW_BOUNDS, rewrite=rewrite)) as server:
         yield server
 
 
@@ -33,14 +32,6 @@ def expect(locator):
     from playwright.sync_api import expect
 
     return expect(locator)
-
-
-def begin_something_long(window):
-    window.settings(steps=1000)
-    window.page.get_by_label("Own size").check()
-    window.page.get_by_label("Width").fill("64")
-    window.page.get_by_label("Height").fill("64")
-    window.draw("a long story")
 
 
 def entry(window, name):
@@ -99,18 +90,20 @@ def test_the_download_is_the_picture_with_its_receipt(live, open_window, tmp_pat
 def test_the_same_seed_again_gives_the_same_picture_and_without_keep_the_next_differs(live, open_window):
     window = open_window(live.url)
     seed = window.page.locator("#seed")
+    expect(seed).not_to_have_value("")
     first_seed = seed.input_value()
     window.drawn("a boat")
     first = entry(window, "pixel sha256")
-    assert seed.input_value() != first_seed
+    expect(seed).not_to_have_value(first_seed)
     window.drawn("a boat")
     assert entry(window, "pixel sha256") != first
     window.page.locator("#groups button").last.click()
     window.button("Again with this seed").click()
     expect(window.page.locator("#groups button")).to_have_count(3)
+    expect(window.status).to_have_text("The picture is done.")
     assert entry(window, "pixel sha256") == first
-    assert seed.input_value() == first_seed
-    assert window.page.locator("#keep").is_checked()
+    expect(seed).to_have_value(first_seed)
+    expect(window.page.locator("#keep")).to_be_checked()
 
 
 def test_the_dice_throws_a_seed_and_fields_that_are_wrong_say_why(live, open_window):
@@ -120,7 +113,7 @@ def test_the_dice_throws_a_seed_and_fields_that_are_wrong_say_why(live, open_win
     expect(window.page.locator("#seed-problem")).to_contain_text("A whole number")
     expect(window.page.locator("#seed")).to_be_focused()
     window.button("Throw a new seed").click()
-    assert window.page.locator("#seed").input_value().isdecimal()
+    expect(window.page.locator("#seed")).to_have_value(re.compile(r"^\d+$"))
     window.draw("   ")
     expect(window.page.locator("#prompt-problem")).to_have_text("Say what the picture should show.")
     expect(window.prompt).to_be_focused()
@@ -151,7 +144,7 @@ def test_several_pictures_stand_side_by_side_and_each_has_its_receipt(live, open
 def test_cancel_is_seen_by_the_server_and_the_picture_before_comes_back(slow, open_window):
     window = open_window(slow.url)
     window.drawn("a short story")
-    begin_something_long(window)
+    window.draw_something_endless()
     wait_until(lambda: slow.jobs == 1, "the job")
     expect(window.page.locator("#steps-taken")).to_contain_text("of 1000 steps")
     window.button("Cancel").click()
@@ -164,7 +157,7 @@ def test_cancel_is_seen_by_the_server_and_the_picture_before_comes_back(slow, op
 
 def test_escape_cancels_too(slow, open_window):
     window = open_window(slow.url)
-    begin_something_long(window)
+    window.draw_something_endless()
     wait_until(lambda: slow.jobs == 1, "the job")
     window.page.keyboard.press("Escape")
     expect(window.status).to_have_text("Cancelled.")
@@ -174,7 +167,7 @@ def test_escape_cancels_too(slow, open_window):
 
 def test_closing_the_window_cancels(slow, open_window):
     window = open_window(slow.url)
-    begin_something_long(window)
+    window.draw_something_endless()
     wait_until(lambda: slow.jobs == 1, "the job")
     window.page.close()
     wait_until(lambda: slow.jobs == 0, "the engine to be free")
@@ -184,9 +177,10 @@ def test_windows_do_not_disturb_each_other(slow, open_window):
     from serve.web.windows import window as another
 
     first = open_window(slow.url)
-    begin_something_long(first)
+    first.draw_something_endless()
     second = another(first.page.context, slow.url)
-    assert second.prompt.input_value() == ""
+    expect(second.button("Draw")).to_be_visible()
+    expect(second.prompt).to_have_value("")
     second.settings(steps=3)
     second.drawn("a short story")
     expect(first.page.get_by_role("heading", name="Earlier")).to_be_visible()

@@ -20,8 +20,8 @@ def test_history_and_form_survive_a_reload_and_can_be_cleared(live, open_window)
     window.page.reload()
     kept = window.page.locator("#groups button")
     expect(kept).to_have_count(2)
-    assert window.prompt.input_value() == "half a thou"
-    assert window.page.locator("#negative").input_value() == "fog"
+    expect(window.prompt).to_have_value("half a thou")
+    expect(window.page.locator("#negative")).to_have_value("fog")
     kept.last.click()
     expect(window.page.locator("#shown-prompt")).to_have_text("a boat")
     expect(window.picture).to_have_js_property("naturalWidth", 16)

@@ -6,12 +6,14 @@ import contextlib
 import json
 import os
 import signal
-import threading
+import sys
+from functools import partial
 
 import pytest
 
 from lens_serve.admission import keys
-from serve.live import live_server, settings_for, wait_until
+from lens_serve.engine.engines import Engines
+from serve.live import SLOW_BOUNDS, live_server, settings_for, wait_until
 
 REFUSED = ["Failed to load resource"]  # Chromium's word for any status from 400 up
 
@@ -25,35 +27,35 @@ def expect(locator):
 @pytest.fixture(scope="module")
 def narrow(tiny_folder):
     """A server that takes one long drawing and little besides, and does not draw everything."""
-    bounds = {"max_side": 64, "max_pixels": 4096, "max_steps": 1000}
-    admission = {"max_backlog_s": 0.001, "max_wait_factor": 1.001}
+    admission = {"max_backlog_s": 0.001, "max_wait_factor": 1.001, "ticket_s": 60.0}
     safety = [{"type": "block-list", "words": ["forbidden"]}]
-    with live_server(settings_for(tiny_folder, bounds=bounds, admission=admission, safety=safety)) as server:
+    settings = settings_for(tiny_folder, bounds=SLOW_BOUNDS, admission=admission, safety=safety)
+    with live_server(settings) as server:
         yield server
 
 
 @contextlib.contextmanager
 def busy(live):
     """While somebody else has something long drawn; call what it gives to end that early."""
-    asked = {"prompt": "a long story", "size": "64x64", "stream": True, "lens": {"steps": 500}}
-    enough = threading.Event()
+    lens = {"steps": live.steps_for(20.0, side=192)}  # less than the minute for which places are promised
+    asked = {"prompt": "a long story", "stream": True, "size": "192x192", "lens": lens}
+    with live.http() as client, contextlib.ExitStack() as drawing:
 
-    def draw():
-        with live.http() as client, client.stream("POST", "/v1/images/generations", json=asked) as answer:
-            assert answer.status_code == 200
-            for _ in answer.iter_bytes():
-                if enough.is_set():
-                    break
+        def begin():
+            """Let in as soon as nothing is left of what was drawn before, nor of what was promised for this moment."""
+            answer = drawing.enter_context(client.stream("POST", "/v1/images/generations", json=asked))
+            return answer.status_code == 200
 
-    thread = threading.Thread(target=draw)
-    thread.start()
-    try:
-        wait_until(lambda: live.jobs == 1, "the other drawing")
-        yield enough.set
-    finally:
-        enough.set()
-        thread.join()
-        wait_until(lambda: live.jobs == 0, "the engine to be free")
+        def end():
+            drawing.close()
+            wait_until(lambda: live.rests, "the engine to be free")
+
+        wait_until(begin, "the other drawing")
+        wait_until(lambda: live.jobs == 1, "its job")
+        try:
+            yield end
+        finally:
+            end()
 
 
 def drawings(window):
@@ -67,12 +69,14 @@ def test_a_busy_server_is_counted_down_to_and_tried_again(narrow, open_window):
     window = open_window(narrow.url, expected=REFUSED)
     sent = drawings(window)
     window.settings(steps=3)
+    window.page.clock.install()
     with busy(narrow) as end:
         window.draw("a boat")
         expect(window.page.get_by_role("alert").filter(has_text="The server is busy just now.")).to_be_visible()
         expect(window.page.get_by_role("timer")).to_contain_text(" s")
         expect(window.button("Draw")).to_be_visible()
         end()
+        window.page.clock.fast_forward("10:00:00")
         expect(window.status).to_have_text("The picture is done.")
     expect(window.page.locator("#trouble")).to_be_hidden()
     assert "x-lens-ticket" not in sent[0].headers
@@ -87,7 +91,7 @@ def test_it_is_not_tried_again_by_itself_against_ones_will(narrow, open_window):
     with busy(narrow):
         window.draw("a boat")
         window.page.get_by_label("Try again by itself").uncheck()
-        window.page.clock.fast_forward("10:00")
+        window.page.clock.fast_forward("10:00:00")
         expect(window.page.get_by_role("timer")).to_have_text("0 s")
         assert len(sent) == 1
     window.button("Try now").click()
@@ -105,7 +109,7 @@ def test_dismissing_ends_the_waiting(narrow, open_window):
         window.button("Dismiss").click()
         expect(window.page.locator("#trouble")).to_be_hidden()
         expect(window.button("Draw")).to_be_focused()
-        window.page.clock.fast_forward("10:00")
+        window.page.clock.fast_forward("10:00:00")
         assert len(sent) == 1
 
 
@@ -184,20 +188,19 @@ def test_what_is_not_drawn_here_is_said(narrow, open_window):
 
 def test_an_error_on_the_way_is_said(narrow, open_window):
     window = open_window(narrow.url, expected=REFUSED)
-    window.settings(steps=1000)
-    window.draw("a long story")
+    window.draw_something_endless()
     pids = set()
     for _ in range(2):  # a job is begun anew once
-        wait_until(lambda: narrow.jobs == 1 and narrow.server.engines.states[0].pid not in {*pids, None}, "the job")
-        pids.add(pid := narrow.server.engines.states[0].pid)
+        wait_until(lambda: narrow.jobs == 1 and narrow.pid not in {*pids, None}, "the job")
+        pids.add(pid := narrow.pid)
         os.kill(pid, signal.SIGKILL)
     expect(window.page.locator("#trouble-title")).to_have_text("The server cannot draw just now.")
     expect(window.page.locator("#trouble-detail")).to_contain_text("lost twice")
-    wait_until(lambda: narrow.server.engines.is_ready, "a new engine")
+    wait_until(lambda: narrow.server.engines.is_ready and narrow.rests, "a new engine")
     window.button("Try now").click()
     expect(window.status).to_have_text("Drawing.")
     window.button("Cancel").click()
-    wait_until(lambda: narrow.jobs == 0, "the engine to be free")
+    wait_until(lambda: narrow.rests, "the engine to be free")
 
 
 def test_a_server_that_is_gone_is_said_to_be(tiny_folder, open_window):
@@ -209,16 +212,20 @@ def test_a_server_that_is_gone_is_said_to_be(tiny_folder, open_window):
     expect(window.button("Try now")).to_be_visible()
 
 
-def test_the_page_waits_while_the_model_loads(tiny_folder, open_window, monkeypatch):
+LATE = """while ! test -e "$0"; do sleep 0.05; done; exec "$@" """
+
+
+def test_the_page_waits_while_the_model_loads(tiny_folder, open_window, monkeypatch, tmp_path):
+    may_load = tmp_path / "may-load"
+    command = ("/bin/sh", "-c", LATE, str(may_load), sys.executable, "-m", "lens_serve.engine")
+    monkeypatch.setattr("lens_serve.server.Engines", partial(Engines, command=command))
     monkeypatch.setattr("serve.live.wait_until", lambda condition, what: None)
     with live_server(settings_for(tiny_folder)) as server:
-        pid = wait_until(lambda: server.server.engines.states and server.server.engines.states[0].pid, "the engine")
-        os.kill(pid, signal.SIGSTOP)
         window = open_window(server.url, expected=REFUSED)
         expect(window.page.locator("#waiting")).to_have_text(
             "The server is loading its model. The page goes on by itself."
         )
         expect(window.page.locator("#form")).to_be_hidden()
-        os.kill(pid, signal.SIGCONT)
+        may_load.touch()
         window.drawn("a boat")
         expect(window.page.locator("#waiting")).to_be_hidden()

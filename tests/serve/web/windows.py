@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from serve.live import ENDLESS
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -44,7 +46,7 @@ def chromium() -> Iterator[Browser]:
 
     expect.set_options(timeout=WAIT_MS)
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        browser = playwright.chromium.launch(executable_path=path, args=FLAGS, timeout=2 * WAIT_MS)
         yield browser
         browser.close()
 
@@ -89,6 +91,15 @@ class Window:
         """Ask for a picture, and wait for nothing."""
         self.prompt.fill(prompt)
         self.button("Draw").click()
+
+    def draw_something_endless(self) -> None:
+        """Ask for what is never done while a test goes on, where `SLOW_BOUNDS` allow it."""
+        width, height = ENDLESS["size"].split("x")
+        self.settings(steps=ENDLESS["lens"]["steps"])
+        self.page.get_by_label("Own size").check()
+        self.page.get_by_label("Width").fill(width)
+        self.page.get_by_label("Height").fill(height)
+        self.draw("a long story")
 
     def drawn(self, prompt: str, count: int = 1) -> None:
         """Ask for a picture, and wait until it is done."""

@@ -82,7 +82,9 @@ class Bounds(Config):
     max_prompt_chars: int = Field(4000, gt=0, le=32_000, description="Of prompt and negative prompt each.")
     max_body_bytes: int = Field(1 << 20, gt=0, description="Of a JSON request.")
     max_upload_bytes: int = Field(20 << 20, gt=0, description="Of a request with pictures.")
-    max_streams: int = Field(8, gt=0, description="Open event streams of one key.")
+    max_streams: int = Field(
+        8, gt=0, description="Of one key, on their way: event streams, and images that were drawn before."
+    )
 
 
 class EngineSettings(Config):
@@ -99,7 +101,12 @@ class EngineSettings(Config):
         [1.0, 2.0, 4.5], min_length=1, max_length=3, description="Factors of the knee below 1 s, 4 s, and above."
     )
     ageing: float = Field(0.02, ge=0, le=1, description="Seconds of precedence per second of waiting.")
-    starvation: float = Field(20.0, gt=1, description="A request that waited this many times its solo time goes first.")
+    starvation: float = Field(
+        100.0,
+        gt=1,
+        description="A request that waited this many times its solo time goes first. Above admission.max_wait_factor: "
+        "else overload makes the order oldest first, which is late for everybody.",
+    )
     tier: Tier = Field("lossless", description="Of requests that name none.")
     watchdog_factor: float = Field(10.0, gt=1, description="A call that takes this many times what was predicted,")
     watchdog_s: float = Field(2.0, gt=0, description="and this long more, hangs: the engine is started anew.")

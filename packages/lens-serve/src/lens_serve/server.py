@@ -13,6 +13,7 @@ from lens_serve.admission.keys import Keyring
 from lens_serve.api.errors import ApiError
 from lens_serve.api.idempotency import Idempotency
 from lens_serve.api.jobs import Jobs
+from lens_serve.api.shelf import Shelf
 from lens_serve.engine.engines import Engines
 from lens_serve.images.encoders import Encoders
 from lens_serve.images.store import Store
@@ -32,6 +33,10 @@ __all__ = ["Server"]
 
 DECODERS = 2
 """Clients' pictures that are decoded at once; each has a process of its own."""
+
+JOBS_BYTES = 512 << 20
+REPEATABLE_BYTES = 256 << 20
+"""Of what is kept for a day: jobs, and what was asked for with an `Idempotency-Key`."""
 
 EDITS_OF_A_KEY = 4
 """Whose pictures are read, or wait for it."""
@@ -56,7 +61,7 @@ class Server:
         metrics: what is counted.
         traces: where time went.
         decoding: of clients' pictures.
-        streams: open event streams by key.
+        streams: by key, answers on their way: event streams, and images that were drawn for an earlier request.
         edits: whose pictures are being read, by key.
     """
 
@@ -101,8 +106,8 @@ class Server:
             gate=Gate(settings.safety, registry),
             encoders=Encoders(settings.output),
             store=Store.of(settings.output, settings.listen),
-            jobs=Jobs(),
-            idempotency=Idempotency(),
+            jobs=Jobs(Shelf(most_bytes=JOBS_BYTES)),
+            idempotency=Idempotency(Shelf(most_bytes=REPEATABLE_BYTES)),
             metrics=Metrics(engines, admission),
             traces=Traces(settings.watch.traces),
         )
@@ -128,12 +133,12 @@ class Server:
 
     @contextmanager
     def streaming(self, key: Key) -> Iterator[None]:
-        """An event stream of a key, while it is open.
+        """An event stream of a key, or images that it has sent to it again, while they are on their way.
 
         Raises:
             ApiError: 429 if the key has too many already.
         """
-        with _one_of(self.streams, key, self.settings.bounds.max_streams, "streams"):
+        with _one_of(self.streams, key, self.settings.bounds.max_streams, "streams and repeated answers"):
             yield
 
     @contextmanager

@@ -74,13 +74,13 @@ class Admitted:
         admission: which counts it.
         key: whose it is.
         images: how many are still to be done.
-        alone_s: seconds that it would take if it were alone.
+        solo_s: seconds that it would take if it were alone.
         allowance: of its key's day.
         ends: when it should be done.
     """
 
-    def __init__(self, admission: Admission, key: Key, images: int, alone_s: float, allowance: Allowance, ends: float):
-        self.key, self.images, self.alone_s, self.ends = key, images, alone_s, ends
+    def __init__(self, admission: Admission, key: Key, images: int, solo_s: float, allowance: Allowance, ends: float):
+        self.key, self.images, self.solo_s, self.ends = key, images, solo_s, ends
         self.at_engine = False
         self._admission, self._allowance = admission, allowance
 
@@ -143,7 +143,7 @@ class Admission:
     @property
     def backlog_s(self) -> float:
         """Seconds of work of one engine, what is still on its way there included."""
-        on_its_way = sum(one.alone_s for one in self._inside.values() if not one.at_engine)
+        on_its_way = sum(one.solo_s for one in self._inside.values() if not one.at_engine)
         return self._engine_backlog_s() + on_its_way / self._room.replicas
 
     @property
@@ -179,28 +179,28 @@ class Admission:
         self._pace.observe(now, self._engine_backlog_s())
         self._tickets.expire(now)
         self._room.replicas = max(1, self._replicas())
-        alone_s = sum(map(self._predict, draws))
+        solo_s = sum(map(self._predict, draws))
         asked = self._tickets.digest(_asked(draws))
-        one = Asking(key=key, asked=asked, alone_s=alone_s, now=now, level_s=self.backlog_s)
+        one = Asking(key=key, asked=asked, solo_s=solo_s, now=now, level_s=self.backlog_s)
         self._check_limits(one, len(draws))
-        ends = now + self._room.ahead_s(one) / self._pace.value + alone_s
+        ends = now + self._room.ahead_s(one) / self._pace.value + solo_s
         deadline = draws[0].deadline
-        if deadline is not None and now + alone_s > deadline:
-            raise _too_late(f"This takes about {alone_s:.2f} s even on an idle server", deadline - now)
+        if deadline is not None and now + solo_s > deadline:
+            raise _too_late(f"This takes about {solo_s:.2f} s even on an idle server", deadline - now)
         promise = self._place(one, ticket, repeated)
         if deadline is not None and ends > deadline:
             raise _too_late(f"With what waits, this takes about {ends - now:.2f} s", deadline - now)
         if promise is not None:
             self._tickets.drop(promise)
-        allowance = self._quotas.reserve(key, len(draws), alone_s)
-        admitted = Admitted(self, key, len(draws), alone_s, allowance, ends)
+        allowance = self._quotas.reserve(key, len(draws), solo_s)
+        admitted = Admitted(self, key, len(draws), solo_s, allowance, ends)
         self._inside[id(admitted)] = admitted
         return admitted
 
     def submitted(self, admitted: Admitted) -> None:
         """The engines are about to get it."""
         self._pace.observe(self._clock(), self._engine_backlog_s())
-        self._pace.added(admitted.alone_s / self._room.replicas)
+        self._pace.added(admitted.solo_s / self._room.replicas)
 
     def released(self, admitted: Admitted) -> None:
         """A request has ended, done or not."""
@@ -212,7 +212,7 @@ class Admission:
         if self.draining:
             retry_after_s = max(1.0, one.level_s / self._pace.value)
             raise Refused("draining", "The server is shutting down.", retry_after_s=retry_after_s, retry=True)
-        if excess := self._quotas.exceeded(one.key, images, one.alone_s):
+        if excess := self._quotas.exceeded(one.key, images, one.solo_s):
             raise Refused("quota_exceeded", excess, retry_after_s=self._quotas.until_tomorrow_s())
         own = [other for other in self._inside.values() if other.key.id == one.key.id]
         if one.key.max_concurrent is not None and len(own) >= one.key.max_concurrent:
@@ -227,7 +227,7 @@ class Admission:
             Refused: there is neither.
         """
         promise = self._tickets.read(ticket, one.key)
-        if promise is not None and not promise.fits(one.asked, one.alone_s):
+        if promise is not None and not promise.fits(one.asked, one.solo_s):
             promise = None
         if promise is not None and promise.at <= one.now:
             return promise
@@ -262,7 +262,7 @@ class Admission:
             raise Refused("queue_full", message, retry_after_s=wait_s)
         # Who reads only whole seconds comes up to one later.
         until = one.now + math.ceil(wait_s) + self._ticket_s
-        return self._tickets.promise(one.key, one.asked, one.alone_s, at, until)
+        return self._tickets.promise(one.key, one.asked, one.solo_s, at, until)
 
 
 def _too_late(takes: str, allowed_s: float) -> Refused:

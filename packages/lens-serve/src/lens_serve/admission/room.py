@@ -32,7 +32,7 @@ if TYPE_CHECKING:
         def key(self) -> Key: ...
 
         @property
-        def alone_s(self) -> float: ...
+        def solo_s(self) -> float: ...
 
 
 __all__ = ["Asking", "Room"]
@@ -48,14 +48,14 @@ class Asking:
     Args:
         key: whose it is.
         asked: stands for what it asks for.
-        alone_s: seconds that it takes when it is alone.
+        solo_s: seconds that it takes when it is alone.
         now: when it came.
         level_s: seconds of work of one engine that it found, whatever is on its way there included.
     """
 
     key: Key
     asked: bytes
-    alone_s: float
+    solo_s: float
     now: float
     level_s: float
 
@@ -85,16 +85,16 @@ class Room:
 
     def ahead_s(self, one: Asking) -> float:
         """Seconds of work that goes before a request, since it takes no longer."""
-        smaller = sum(other.alone_s for other in self._inside() if other.alone_s <= one.alone_s)
+        smaller = sum(other.solo_s for other in self._inside() if other.solo_s <= one.solo_s)
         return min(smaller / self.replicas, one.level_s)
 
     def first_possible(self, one: Asking) -> float:
         """When a request would be within all bounds, if none was promised more than there is; `now` if it is."""
         settings, rate, count = self._settings, self._pace.value, self.replicas
-        cost_s = one.alone_s / count
-        like_it_s = self.ahead_s(one) - settings.max_wait_factor * one.alone_s
+        cost_s = one.solo_s / count
+        like_it_s = self.ahead_s(one) - settings.max_wait_factor * one.solo_s
         weights = self._weights(one.key)
-        own_s = sum(other.alone_s for other in self._inside() if other.key.id == one.key.id) / count
+        own_s = sum(other.solo_s for other in self._inside() if other.key.id == one.key.id) / count
         bound_s = settings.max_backlog_s * (settings.key_share if len(weights) > 1 else 1.0)
         own_s = min(own_s, one.level_s) - _headroom_s(bound_s, cost_s)
         share = one.key.weight / sum(weights.values())
@@ -115,13 +115,13 @@ class Room:
             possible: what `first_possible` says of it.
         """
         settings, rate, count = self._settings, self._pace.value, self.replicas
-        cost_s = one.alone_s / count
+        cost_s = one.solo_s / count
         headroom_s = _headroom_s(settings.max_backlog_s, cost_s)
         all_ = self._promised()
         # A key is promised a part of what is coming, one after the other, so that whoever comes later finds some.
         share = min(settings.key_share, one.key.weight / (sum(self._weights(one.key).values()) + 1.0))
         own = [
-            Coming(other.at, other.alone_s / count, 0.0)
+            Coming(other.at, other.solo_s / count, 0.0)
             for other in self._tickets.promises
             if other.key.id == one.key.id and other.at > one.now
         ]
@@ -137,7 +137,7 @@ class Room:
     def _promised(self) -> list[Coming]:
         """What the promises come to, each of which wants to find as much room as it was promised."""
         count, bound_s = self.replicas, self._settings.max_backlog_s
-        costs = [(one.at, one.alone_s / count) for one in self._tickets.promises]
+        costs = [(one.at, one.solo_s / count) for one in self._tickets.promises]
         return [Coming(at, cost_s, _headroom_s(bound_s, cost_s)) for at, cost_s in costs]
 
     def _weights(self, key: Key) -> dict[str, float]:

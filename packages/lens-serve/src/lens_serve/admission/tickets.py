@@ -35,7 +35,7 @@ class Promise:
         number: counts up.
         key: whose it is.
         asked: stands for what was asked for: its `Tickets.digest`.
-        alone_s: predicted seconds of that, when it is alone.
+        solo_s: predicted seconds of that, when it is alone.
         at: when it may come.
         until: and no later.
     """
@@ -43,13 +43,13 @@ class Promise:
     number: int
     key: Key
     asked: bytes
-    alone_s: float
+    solo_s: float
     at: float
     until: float
 
-    def fits(self, asked: bytes, alone_s: float) -> bool:
+    def fits(self, asked: bytes, solo_s: float) -> bool:
         """Whether a request may have the place at its time. The same one may be predicted anew."""
-        return asked == self.asked or alone_s <= self.alone_s
+        return asked == self.asked or solo_s <= self.solo_s
 
 
 class Tickets:
@@ -81,9 +81,9 @@ class Tickets:
         held = sum(promise.key.id == key.id for promise in self._in_order)
         return held < self._per_key and (len(self._in_order) < self._in_all or not held)
 
-    def promise(self, key: Key, asked: bytes, alone_s: float, at: float, until: float) -> Promise:
+    def promise(self, key: Key, asked: bytes, solo_s: float, at: float, until: float) -> Promise:
         """Promise a place."""
-        promise = Promise(next(self._numbers), key, asked, alone_s, at, until)
+        promise = Promise(next(self._numbers), key, asked, solo_s, at, until)
         self._promises[promise.number] = promise
         bisect.insort(self._in_order, promise, key=lambda one: one.at)
         return promise
@@ -119,5 +119,5 @@ class Tickets:
             self.drop(promise)
 
     def _signature(self, promise: Promise) -> str:
-        content = f"{promise.number}\n{promise.key.id}\n{promise.alone_s!r}\n{promise.at!r}".encode()
+        content = f"{promise.number}\n{promise.key.id}\n{promise.solo_s!r}\n{promise.at!r}".encode()
         return hmac.new(self._secret, content, hashlib.sha256).hexdigest()[:32]

@@ -5,24 +5,25 @@ from __future__ import annotations
 import asyncio
 import base64
 import time
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 from starlette.responses import Response
 
 from lens_serve.api.fulfilment import PictureEvent
+from lens_serve.api.sending import Writer, dropped
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Coroutine, Sequence
+    from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 
     from starlette.requests import Request
-    from starlette.types import Receive
+    from starlette.types import Receive, Scope, Send
 
     from lens_serve.api.fulfilment import Event
     from lens_serve.api.orders import Order
 
-__all__ = ["ClientGoneError", "client_gone", "collect", "images_answer", "json_answer", "unless_gone", "usage"]
+__all__ = ["ClientGoneError", "ImagesResponse", "client_gone", "collect", "images_answer", "unless_gone", "usage"]
 
 T = TypeVar("T")
 
@@ -97,6 +98,34 @@ def _image(order: Order, picture: PictureEvent) -> dict[str, Any]:
     return {**where, "revised_prompt": picture.prompt}
 
 
-def json_answer(body: Any, **options: Any) -> Response:
-    """JSON, encoded quickly: a few megabytes of base64 are common."""
-    return Response(msgspec.json.encode(body), media_type="application/json", **options)
+class ImagesResponse(Response):
+    """JSON with images, a few megabytes as a rule: encoded quickly, and sent no faster than it is read.
+
+    Args:
+        body: of the answer.
+        status: of HTTP.
+        headers: further ones.
+        held: closed when all of it is sent, or its reader has gone or takes nothing any more.
+    """
+
+    media_type = "application/json"
+
+    def __init__(
+        self,
+        body: Any,
+        *,
+        status: int = 200,
+        headers: Mapping[str, str] | None = None,
+        held: ExitStack | None = None,
+    ):
+        super().__init__(msgspec.json.encode(body), status, headers)
+        self._held = held or ExitStack()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer, as ASGI wants it."""
+        with self._held:
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            try:
+                await Writer(send)(bytes(self.body), more=False)
+            except TimeoutError:
+                dropped()

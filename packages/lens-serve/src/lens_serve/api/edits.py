@@ -17,10 +17,11 @@ from starlette.responses import Response  # noqa: TC002 (FastAPI reads annotatio
 from lens_core import images
 from lens_serve.api.answers import unless_gone
 from lens_serve.api.auth import ImagesKey  # noqa: TC001 (FastAPI reads annotations at run time)
+from lens_serve.api.delivery import IMAGES, Same, deliver
 from lens_serve.api.errors import ApiError
-from lens_serve.api.generations import IMAGES, PlaceOf, Same, deliver
 from lens_serve.api.idempotency import IdempotencyKey  # noqa: TC001
 from lens_serve.api.orders import model_of, order_of, size_of
+from lens_serve.api.places import PlaceOf  # noqa: TC001
 from lens_serve.api.schemas import EditForm, EditLens
 from lens_serve.engine.messages import StartPicture
 from lens_serve.images.upload import read_upload

@@ -110,7 +110,7 @@ async def carry_out(server: Server, order: Order) -> AsyncIterator[Event]:
                     reached[:] = [0.0] * order.n
                 raise event
             if isinstance(event, PictureEvent):
-                admitted.charge(admitted.alone_s / order.n)  # whatever the company was
+                admitted.charge(admitted.solo_s / order.n)  # whatever the company was
                 reached[event.index] = 0.0
                 left -= 1
             yield event
@@ -124,7 +124,7 @@ async def carry_out(server: Server, order: Order) -> AsyncIterator[Event]:
             await asyncio.gather(*tasks, return_exceptions=True)
         finally:  # whoever is cancelled again while waiting
             # What was drawn and not handed out took time all the same; what we failed to draw nobody pays for.
-            admitted.charge(admitted.alone_s / order.n * sum(reached), images=0)
+            admitted.charge(admitted.solo_s / order.n * sum(reached), images=0)
             admitted.release()
 
 

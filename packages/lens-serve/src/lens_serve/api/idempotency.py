@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeVar, cast
 from weakref import WeakValueDictionary
@@ -19,16 +18,16 @@ from weakref import WeakValueDictionary
 from fastapi import Header
 
 from lens_serve.api.errors import ApiError
-from lens_serve.api.shelf import Keepable, Shelf
+from lens_serve.api.shelf import Keepable
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from pydantic import BaseModel
 
-__all__ = ["DAY_S", "Idempotency", "IdempotencyKey", "Repeatable", "body_hash"]
+    from lens_serve.api.shelf import Shelf
 
-DAY_S = 24 * 3600.0
+__all__ = ["Idempotency", "IdempotencyKey", "Kept", "Repeatable", "Slot", "body_hash"]
 
 IdempotencyKey = Annotated[
     str | None,
@@ -78,7 +77,7 @@ class _Making:
 
 
 @dataclass(frozen=True)
-class _Kept:
+class Kept:
     """One that has an `Idempotency-Key`, and the body it came with."""
 
     body_hash: bytes
@@ -86,14 +85,17 @@ class _Kept:
 
     @property
     def key_id(self) -> str:
+        """Whose it is."""
         return self.value.key_id
 
     @property
     def finished(self) -> bool:
+        """Whether it changes no more."""
         return self.value.finished
 
     @property
     def nbytes(self) -> int:
+        """What it takes, in bytes."""
         return self.value.nbytes
 
 
@@ -101,22 +103,12 @@ class Idempotency:
     """What was asked for lately.
 
     Args:
-        keep_s: how long, with an `Idempotency-Key`.
-        most: how many.
-        most_bytes: how large together.
-        clock: in seconds.
+        shelf: where it is kept, if it came with an `Idempotency-Key`.
     """
 
-    def __init__(
-        self,
-        *,
-        keep_s: float = DAY_S,
-        most: int = 1000,
-        most_bytes: int = 256 << 20,
-        clock: Callable[[], float] = time.monotonic,
-    ):
+    def __init__(self, shelf: Shelf[Slot, Kept]):
         self._making: dict[Slot, _Making] = {}
-        self._kept: Shelf[Slot, _Kept] = Shelf(keep_s=keep_s, most=most, most_bytes=most_bytes, clock=clock)
+        self._kept = shelf
         self._flying: WeakValueDictionary[Slot, Any] = WeakValueDictionary()
 
     async def once(
@@ -184,7 +176,7 @@ class Idempotency:
             if task.cancelled() or task.exception() is not None:
                 return
             if slot[2]:
-                self._kept.put(slot, _Kept(body_hash, task.result()))
+                self._kept.put(slot, Kept(body_hash, task.result()))
             else:
                 self._flying[slot] = task.result()
 

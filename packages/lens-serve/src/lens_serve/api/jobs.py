@@ -16,21 +16,21 @@ from fastapi import APIRouter, Header, Path, Request
 from pydantic import BaseModel, Field
 from starlette.responses import Response
 
-from lens_serve.api.answers import images_answer, json_answer, unless_gone
+from lens_serve.api.answers import ImagesResponse, images_answer, unless_gone
 from lens_serve.api.auth import ImagesKey  # noqa: TC001 (FastAPI reads annotations at run time)
 from lens_serve.api.errors import ApiError, ErrorBody, answers, to_api_error
 from lens_serve.api.fulfilment import StepEvent, carry_out
-from lens_serve.api.generations import PlaceOf  # noqa: TC001
-from lens_serve.api.idempotency import DAY_S, IdempotencyKey, body_hash
+from lens_serve.api.idempotency import IdempotencyKey, body_hash
 from lens_serve.api.orders import generation_order
+from lens_serve.api.places import PlaceOf  # noqa: TC001
 from lens_serve.api.recording import Recording
 from lens_serve.api.schemas import Generation, ImagesAnswer, StreamEvent
-from lens_serve.api.shelf import Shelf
+from lens_serve.api.shelf import DAY_S, Shelf
 from lens_serve.api.sse import EventStream, frames
 from lens_serve.watch.logs import note
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator
 
     from lens_serve.admission.keys import Key
     from lens_serve.api.fulfilment import Event
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from lens_serve.api.sse import Frame
     from lens_serve.server import Server
 
-__all__ = ["Job", "JobAnswer", "Jobs", "router"]
+__all__ = ["ImageJob", "JobAnswer", "Jobs", "router"]
 
 router = APIRouter(tags=["jobs"])
 
@@ -69,7 +69,7 @@ class JobAnswer(BaseModel):
     error: ErrorBody | None = Field(None, description="Why it failed.")
 
 
-class Job:
+class ImageJob:
     """An order that is carried out for whoever asks later."""
 
     def __init__(self, recording: Recording, *, jobs: Jobs):
@@ -150,33 +150,23 @@ class Jobs:
     """The jobs of a server.
 
     Args:
-        keep_s: how long one is known.
-        most: how many.
-        most_bytes: how large together.
-        clock: in seconds.
+        shelf: where they are kept, by their ids.
     """
 
-    def __init__(
-        self,
-        *,
-        keep_s: float = DAY_S,
-        most: int = 1000,
-        most_bytes: int = 512 << 20,
-        clock: Callable[[], float] = time.monotonic,
-    ):
-        self._shelf: Shelf[str, Job] = Shelf(keep_s=keep_s, most=most, most_bytes=most_bytes, clock=clock)
+    def __init__(self, shelf: Shelf[str, ImageJob]):
+        self._shelf = shelf
 
-    async def begin(self, order: Order, events: AsyncIterator[Event]) -> Job:
+    async def begin(self, order: Order, events: AsyncIterator[Event]) -> ImageJob:
         """Carry out an order as a job.
 
         Raises:
             Exception: whatever ended it before its first event: a refusal, for instance.
         """
-        job = Job(await Recording.begin(order, events, kept=True), jobs=self)
+        job = ImageJob(await Recording.begin(order, events, kept=True), jobs=self)
         self._shelf.put(job.id, job)
         return job
 
-    def of(self, key: Key, id: str) -> Job:
+    def of(self, key: Key, id: str) -> ImageJob:
         """A job of somebody's.
 
         Raises:
@@ -187,7 +177,7 @@ class Jobs:
             raise ApiError(404, "There is no such job, or not any more.", code="job_not_found", param="id")
         return job
 
-    def __contains__(self, job: Job) -> bool:
+    def __contains__(self, job: ImageJob) -> bool:
         return self._shelf.get(job.id) is job
 
     async def stop(self) -> None:
@@ -223,23 +213,35 @@ async def create_job(
     )
     job = await unless_gone(request, begun)
     headers = {"location": f"{PATH}/{job.id}", "x-lens-rewrite": job.recording.started.rewritten.outcome}
-    return json_answer(job.describe(), status_code=202, headers=headers)
+    return _answer(server, key, job, status=202, headers=headers)
 
 
-@router.get(PATH + "/{id}", response_model=JobAnswer, responses=answers(400, 401, 403, 404))
+@router.get(PATH + "/{id}", response_model=JobAnswer, responses=answers(400, 401, 403, 404, 429))
 async def get_job(id: JobId, request: Request, key: ImagesKey) -> Response:
     """How a job stands, and its images when they are done."""
     server: Server = request.app.state.server
-    return json_answer(server.jobs.of(key, id).describe())
+    return _answer(server, key, server.jobs.of(key, id))
 
 
-@router.delete(PATH + "/{id}", response_model=JobAnswer, responses=answers(400, 401, 403, 404))
+@router.delete(PATH + "/{id}", response_model=JobAnswer, responses=answers(400, 401, 403, 404, 429))
 async def cancel_job(id: JobId, request: Request, key: ImagesKey) -> Response:
     """Give a job up; one that has ended stays as it is."""
     server: Server = request.app.state.server
     job = server.jobs.of(key, id)
     await job.cancel()
-    return json_answer(job.describe())
+    return _answer(server, key, job)
+
+
+def _answer(server: Server, key: Key, job: ImageJob, **options: Any) -> Response:
+    """How a job stands. With its images it counts among the key's streams: whoever has a job may ask again and again.
+
+    Raises:
+        ApiError: 429 if the key has too many already.
+    """
+    with ExitStack() as held:
+        if job.status == "completed":
+            held.enter_context(server.streaming(key))
+        return ImagesResponse(job.describe(), held=held.pop_all(), **options)
 
 
 @router.get(

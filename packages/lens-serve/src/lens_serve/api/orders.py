@@ -14,23 +14,16 @@ from lens_serve.engine.messages import Draw
 
 if TYPE_CHECKING:
     from lens_serve.admission.keys import Key
+    from lens_serve.api.places import Place
     from lens_serve.api.schemas import Format, Generation, Pictures, Quality
     from lens_serve.config import Bounds, ServeSettings, Tier
     from lens_serve.engine.messages import ModelInfo, StartPicture
     from lens_serve.server import Server
 
-__all__ = ["Order", "Place", "generation_order", "min_side", "model_of", "order_of", "size_of"]
+__all__ = ["Order", "generation_order", "min_side", "model_of", "order_of", "size_of"]
 
 _LARGEST_SEED = 2**53
 """Of those that the server draws: JavaScript reads no larger integer exactly."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Place:
-    """What a request says of an earlier refusal: its ticket, and whether it is a repetition; None: nothing."""
-
-    ticket: str | None = None
-    repeated: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

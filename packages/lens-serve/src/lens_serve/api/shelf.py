@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator
 
-__all__ = ["Keepable", "Shelf"]
+__all__ = ["DAY_S", "Keepable", "Shelf"]
+
+DAY_S = 24 * 3600.0
 
 
 class Keepable(Protocol):
@@ -42,13 +44,20 @@ class Shelf(Generic[K, V]):
     """Values by key.
 
     Args:
-        keep_s: how long, from when they were put there.
-        most: how many.
         most_bytes: how large together.
+        most: how many.
+        keep_s: how long, from when they were put there.
         clock: in seconds.
     """
 
-    def __init__(self, *, keep_s: float, most: int, most_bytes: int, clock: Callable[[], float] = time.monotonic):
+    def __init__(
+        self,
+        *,
+        most_bytes: int,
+        most: int = 1000,
+        keep_s: float = DAY_S,
+        clock: Callable[[], float] = time.monotonic,
+    ):
         self._keep_s, self._most, self._most_bytes, self._clock = keep_s, most, most_bytes, clock
         self._values: dict[K, tuple[float, V]] = {}
 

@@ -20,6 +20,7 @@ from starlette.responses import Response
 from lens_serve.api.answers import client_gone, usage
 from lens_serve.api.errors import ApiError, to_api_error
 from lens_serve.api.fulfilment import PictureEvent, PreviewEvent, Started, StepEvent
+from lens_serve.api.sending import Writer, dropped
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from lens_serve.api.fulfilment import Event
     from lens_serve.api.orders import Order
 
-__all__ = ["HEARTBEAT_S", "WRITE_S", "EventStream", "Frame", "Kind", "frames"]
+__all__ = ["HEARTBEAT_S", "EventStream", "Frame", "Kind", "frames"]
 
 Kind = Literal["image_generation", "image_edit"]
 """What the names of events begin with."""
@@ -37,10 +38,6 @@ Kind = Literal["image_generation", "image_edit"]
 HEARTBEAT_S = 10.0
 """Proxies close connections on which nothing is said for a minute or so."""
 
-WRITE_S = 30.0
-"""A reader who takes nothing for so long is dropped."""
-
-_PIECE = 1 << 16
 logger = logging.getLogger(__name__)
 
 
@@ -136,7 +133,7 @@ class EventStream(Response):
 
     async def _answer(self, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        write = _Writer(send)
+        write = Writer(send)
         tasks = [
             asyncio.create_task(self._pump(write)),
             asyncio.create_task(self._beat(write)),
@@ -155,27 +152,13 @@ class EventStream(Response):
             await next(iter(done))
             await write(b"", more=False)
         except TimeoutError:
-            logger.info("dropped a reader that took nothing for %g s", WRITE_S)
+            dropped()
 
-    async def _pump(self, write: _Writer) -> None:
+    async def _pump(self, write: Writer) -> None:
         async for frame in self._source:
             await write(frame.data)
 
-    async def _beat(self, write: _Writer) -> None:
+    async def _beat(self, write: Writer) -> None:
         while True:
             await asyncio.sleep(HEARTBEAT_S)
             await write(b": still here\n")
-
-
-class _Writer:
-    """Writes one event or comment at a time, in pieces: a slow reader takes each in time, if not a large event."""
-
-    def __init__(self, send: Send):
-        self._send, self._turn = send, asyncio.Lock()
-
-    async def __call__(self, data: bytes, *, more: bool = True) -> None:
-        async with self._turn:
-            for begin in range(0, len(data) or 1, _PIECE):
-                piece, last = data[begin : begin + _PIECE], begin + _PIECE >= len(data)
-                async with asyncio.timeout(WRITE_S):
-                    await self._send({"type": "http.response.body", "body": piece, "more_body": more or not last})

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from lens_serve.config import ServeSettings
     from lens_serve.engine.forecast import Forecast
 
-__all__ = ["EngineClient", "Job"]
+__all__ = ["EngineClient", "Pending"]
 
 SLOTS = 4
 """Pictures that an engine may have finished and this process has not yet copied, which it does at once."""
@@ -61,7 +61,7 @@ _LAST_WORDS_S = 5.0
 
 
 @dataclass(eq=False)
-class Job:
+class Pending:
     """A picture that an engine has been asked for and has not ended.
 
     Args:
@@ -119,7 +119,7 @@ class EngineClient:
         self.costs: dict[str, CostModel] = {}
         self.knee_tokens: dict[str, int] = {}
         self.heartbeat: Heartbeat | None = None
-        self.jobs: dict[str, Job] = {}
+        self.jobs: dict[str, Pending] = {}
         self.restarts = 0
         self.last_line = ""
         self.exit_code: int | None = None
@@ -150,7 +150,7 @@ class EngineClient:
     def drawing(self, draw: Draw, forecast: Forecast, *, again: bool = False) -> Iterator[Mailbox]:
         """Ask for a picture; who leaves before its end cancels it."""
         self._send(draw)
-        job = self.jobs[draw.id] = Job(draw, forecast, again, forecast.steps)
+        job = self.jobs[draw.id] = Pending(draw, forecast, again, forecast.steps)
         try:
             yield job.mailbox
         finally:

@@ -49,6 +49,7 @@ class Job:
         stage: what it waits for.
         alone: it ran out of memory once, and goes on without company.
         held_until: a time before which nobody calls a model for it.
+        shown: previews that were sent.
         seconds: of the calls that it took part in, by stage.
         drawing, entry, moments: from `Stage.STEPS` on.
         picture_HW3: at `Stage.SLOT`.
@@ -61,6 +62,7 @@ class Job:
     stage: Stage = Stage.TEXT
     alone: bool = False
     held_until: float = 0.0
+    shown: int = 0
     seconds: dict[str, float] = field(default_factory=lambda: {"encode": 0.0, "denoise": 0.0, "decode": 0.0})
     drawing: Drawing = field(init=False)
     entry: Entry = field(init=False)

@@ -74,11 +74,13 @@ class Engine:
         settings: EngineSettings,
     ):
         self.jobs: dict[str, Job] = {}
+        self._aside: dict[str, Job] = {}  # those that the scheduler does not have: few, however many wait for a step
+        self._begun: set[str] = set()
         self.outbox = Outbox(channel, slots)
         self.scheduler = Scheduler(settings, costs, knee_tokens)
         self._channel, self._models = channel, models
         self._device = next(iter(models.values())).loaded.device
-        self._pulse = Pulse(channel, costs, self.jobs, self._device, knee_tokens)
+        self._pulse = Pulse(channel, costs, self.jobs, self._begun, self._device, knee_tokens)
         self._calls = Calls(self._pulse, costs, self._device, warm=settings.warm_up)
 
     def run(self) -> NoReturn:
@@ -104,7 +106,7 @@ class Engine:
         now = time.monotonic()
         self._drop_late(now)
         self._hand_over()
-        ready = [job for job in self.jobs.values() if job.held_until <= now]
+        ready = [job for job in self._aside.values() if job.held_until <= now]
         decodable = [job for job in ready if job.stage is Stage.PIXELS]
         fresh = [job for job in ready if job.stage is Stage.TEXT]
         if decodable:
@@ -130,7 +132,8 @@ class Engine:
         try:
             if draw.model not in self._models:
                 raise ConfigError(f"there is no model {draw.model!r}")
-            self.jobs[draw.id] = job_of(draw, self._models[draw.model], most_bytes=self.outbox.most_bytes)
+            job = job_of(draw, self._models[draw.model], most_bytes=self.outbox.most_bytes)
+            self.jobs[draw.id] = self._aside[draw.id] = job
         except ConfigError as error:
             self.outbox.failed(draw.id, "invalid", str(error))
 
@@ -140,15 +143,19 @@ class Engine:
             if job not in failed:
                 failed |= self._calls.begin(job).failed
             if job not in failed:
-                job.stage, job.held_until = Stage.STEPS, 0.0
-                self.scheduler.add(job.entry)
+                job.stage = Stage.STEPS
+                self._schedule(job)
         self._settle(failed)
+
+    def _schedule(self, job: Job) -> None:
+        job.held_until = 0.0
+        del self._aside[job.draw.id]
+        self.scheduler.add(job.entry)
 
     def _next_tick(self, ready: list[Job], now: float) -> list[Job]:
         for job in ready:
-            if job.stage is Stage.STEPS and job.held_until:
-                job.held_until = 0.0
-                self.scheduler.add(job.entry)
+            if job.stage is Stage.STEPS:  # it was held for a while
+                self._schedule(job)
         return [self.jobs[entry.id] for entry in self.scheduler.next_tick(now)]
 
     def _step(self, jobs: list[Job]) -> None:
@@ -162,11 +169,16 @@ class Engine:
 
     def _stepped(self, job: Job) -> None:
         job.entry.taken = job.drawing.taken
+        self._begun.add(job.draw.id)
         self.outbox.stepped(job)
         if job.drawing.done:
             job.stage = Stage.PIXELS
-            self.scheduler.remove(job.draw.id)
+            self._unschedule(job)
             self._calls.part()
+
+    def _unschedule(self, job: Job) -> None:
+        self.scheduler.remove(job.draw.id)
+        self._aside[job.draw.id] = job
 
     def _decode(self, job: Job) -> None:
         failed = self._calls.decode(job).failed
@@ -176,7 +188,7 @@ class Engine:
         self._settle(failed)
 
     def _hand_over(self) -> None:
-        for job in [job for job in self.jobs.values() if job.stage is Stage.SLOT]:
+        for job in [job for job in self._aside.values() if job.stage is Stage.SLOT]:
             if not self.outbox.hand_over(job):
                 return
             self._forget(job.draw.id)
@@ -184,6 +196,8 @@ class Engine:
     def _forget(self, id: str) -> None:
         """Let go of a job, wherever it is."""
         self.jobs.pop(id, None)
+        self._aside.pop(id, None)
+        self._begun.discard(id)
         self.scheduler.remove(id)
         self._calls.part()
 
@@ -192,11 +206,10 @@ class Engine:
         self.outbox.failed(job.draw.id, reason, message)
 
     def _drop_late(self, now: float) -> None:
-        late = {entry.id for entry in self.scheduler.expired(now)}
-        for job in list(self.jobs.values()):
-            deadline = job.draw.deadline
-            if job.draw.id in late or (deadline is not None and now > deadline):
-                self._fail(job, "deadline", "the deadline has passed, or cannot be met any more")
+        late = [self.jobs[entry.id] for entry in self.scheduler.expired(now)]
+        late += [job for job in self._aside.values() if job.draw.deadline is not None and now > job.draw.deadline]
+        for job in late:
+            self._fail(job, "deadline", "the deadline has passed, or cannot be met any more")
 
     def _settle(self, failed: Mapping[Job, Exception]) -> None:
         """Say who failed and why; what ran out of memory has a second chance, alone and a little later."""
@@ -221,7 +234,7 @@ class Engine:
         job.alone = True
         job.held_until = time.monotonic() + HELD_S
         if job.stage is Stage.STEPS:
-            self.scheduler.remove(job.draw.id)
+            self._unschedule(job)
             job.entry.group = job.group
 
 

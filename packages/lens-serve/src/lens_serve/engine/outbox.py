@@ -51,10 +51,10 @@ class Outbox:
             log.warning("job %s: a preview is left out: %s", job.draw.id, type(error).__name__)
             return
         height, width = shown_HW3.shape[:2]
-        number = job.moments.shown - 1
         self._channel.send(
-            Preview(id=job.draw.id, number=number, height=height, width=width, pixels=shown_HW3.tobytes())
+            Preview(id=job.draw.id, number=job.shown, height=height, width=width, pixels=shown_HW3.tobytes())
         )
+        job.shown += 1
 
     def hand_over(self, job: Job) -> bool:
         """Put a picture into a slot and say so; False if none is free."""

@@ -72,7 +72,6 @@ class Moments:
 
     def __init__(self, count: int, begin: float):
         self._ahead = [begin * part / (count + 1) for part in range(1, count + 1)]
-        self.shown = 0
 
     def due(self, time: float) -> bool:
         """Whether to show the picture that has come to this time."""
@@ -80,7 +79,6 @@ class Moments:
         while self._ahead and time <= self._ahead[-1] + 1e-6:
             self._ahead.pop()
             passed = True
-        self.shown += passed
         return passed
 
 

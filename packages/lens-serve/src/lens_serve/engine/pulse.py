@@ -8,12 +8,11 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from lens_serve.engine.jobs import Stage
 from lens_serve.engine.memory import device_bytes, resident_bytes
 from lens_serve.engine.messages import Heartbeat
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping, Sequence, Set
 
     import torch
 
@@ -34,7 +33,8 @@ class Pulse:
     Args:
         channel: to the API process.
         costs: of each model's calls, which they report.
-        jobs: all of the engine's.
+        jobs: all of the engine's, by id.
+        begun: those that took a step.
         device: whose memory they report.
         knee_tokens: that fill the device, of each model.
     """
@@ -44,12 +44,13 @@ class Pulse:
         channel: Channel,
         costs: Mapping[str, CostModel],
         jobs: Mapping[str, Job],
+        begun: Set[str],
         device: torch.device,
         knee_tokens: Mapping[str, int],
     ):
         self._knee_tokens = knee_tokens
         self._channel, self._costs, self._device = channel, costs, device
-        self._jobs = jobs
+        self._jobs, self._begun = jobs, begun
         self._ticks = 0
         self._sequences = self._tokens = 0
         self._occupancy = self._tick_s = self._predicted_s = 0.0
@@ -65,15 +66,14 @@ class Pulse:
 
     def beat(self, doing: str, expected_s: float) -> None:
         """Say what begins now."""
-        jobs = self._jobs.values()
-        running = sum(job.stage is not Stage.TEXT and job.entry.taken > 0 for job in jobs)
+        running = len(self._begun)
         self._channel.send(
             Heartbeat(
                 doing=doing,
                 expected_s=expected_s,
                 tick=self._ticks,
                 running=running,
-                waiting=len(jobs) - running,
+                waiting=len(self._jobs) - running,
                 sequences=self._sequences,
                 tokens=self._tokens,
                 occupancy=self._occupancy,

@@ -37,7 +37,7 @@ _ALIKE_SEQUENCES = 8
 """In a tick of the policy "same-shape", at most."""
 
 
-@dataclass(kw_only=True, eq=False)
+@dataclass(kw_only=True, eq=False, slots=True)
 class Entry:
     """What the scheduler knows of a job whose text is encoded.
 
@@ -85,10 +85,10 @@ class Entry:
         return self.sequences[:1] if self.is_lean else self.sequences
 
 
-class _Job:
+class _Priced:
     """An entry with what does not change of its prices."""
 
-    __slots__ = ("_tokens", "cost", "decode", "entry", "lean_step", "shape", "solo_s", "step")
+    __slots__ = ("_tokens", "cost", "decode", "entry", "lean_step", "least_tokens", "shape", "solo_s", "step")
 
     def __init__(self, entry: Entry, cost: CostModel):
         self.entry, self.cost = entry, cost
@@ -96,6 +96,7 @@ class _Job:
         self.lean_step = cost.tick_price(entry.sequences[:1])
         self.solo_s = self.remaining_s()
         self._tokens = sum(sequence.tokens for sequence in entry.sequences)
+        self.least_tokens = entry.sequences[0].tokens if entry.reuses_guidance else self._tokens
         sizes = tuple(sequence.image_tokens for sequence in entry.sequences)
         self.shape = (entry.group, sizes, entry.steps_left, entry.reuses_guidance)
 
@@ -106,7 +107,7 @@ class _Job:
 
     def remaining_s(self) -> float:
         entry, seconds = self.entry, self.cost.seconds
-        left_s = entry.steps_left * seconds(self.step) + seconds(self.decode)
+        left_s = (entry.steps - entry.taken) * seconds(self.step) + seconds(self.decode)
         if entry.reuses_guidance:
             left_s -= lean_steps(entry.taken, entry.steps) * (seconds(self.step) - seconds(self.lean_step))
         return left_s
@@ -126,7 +127,8 @@ class Scheduler:
 
     def __init__(self, settings: EngineSettings, costs: Mapping[str, CostModel], knee_tokens: Mapping[str, int]):
         self._settings, self._costs, self._knee_tokens = settings, costs, knee_tokens
-        self._jobs: dict[str, _Job] = {}
+        self._jobs: dict[str, _Priced] = {}
+        self._due: dict[str, _Priced] = {}  # those with a deadline
         self._shares = FairShares()
 
     def __len__(self) -> int:
@@ -136,13 +138,16 @@ class Scheduler:
         """Take a job in. Raises ValueError for an id that is here already, and for a weight that is not positive."""
         if entry.id in self._jobs:
             raise ValueError(f"job {entry.id!r} is scheduled already; ids are unique")
-        job = _Job(entry, self._costs[entry.model])
+        job = _Priced(entry, self._costs[entry.model])
         self._shares.join(entry.key, entry.weight, _ROUND * job.solo_s)
         self._jobs[entry.id] = job
+        if entry.deadline is not None:
+            self._due[entry.id] = job
 
     def remove(self, id: str) -> Entry | None:
         """Forget a job, done or not; None if it is not here."""
         job = self._jobs.pop(id, None)
+        self._due.pop(id, None)
         if job is None:
             return None
         self._shares.leave(job.entry.key)
@@ -176,34 +181,34 @@ class Scheduler:
         """Jobs that are past their deadline, or cannot make it any more."""
         return [
             job.entry
-            for job in self._jobs.values()
+            for job in self._due.values()
             if job.entry.deadline is not None and now + job.remaining_s() > job.entry.deadline
         ]
 
     def _by_remaining_time(self, now: float) -> list[Entry]:
         jobs = self._jobs.values()
-        self._shares.settle(_ROUND * max(job.solo_s for job in jobs))
+        self._shares.settle(_ROUND * max([job.solo_s for job in jobs]))
         spent = self._shares.spent()
         remaining = [job.remaining_s() for job in jobs]
         # Who floods the server stretches the knee as long as he has credit, and no longer: it makes others' ticks long.
-        backlog_s = sum(left for job, left in zip(jobs, remaining, strict=True) if job.entry.key not in spent)
+        backlog_s = sum([left for job, left in zip(jobs, remaining, strict=True) if job.entry.key not in spent])
         order = self._in_order(now, remaining, spent)
         first = next(order)
         members = [first.entry]
         room = self._stretch(backlog_s) * self._knee_tokens[first.entry.model] - first.tokens
-        least = min(job.tokens for job in jobs)
+        least = min([job.least_tokens for job in jobs])
         while room >= least and (job := next(order, None)):
             if job.tokens <= room and job.entry.group == first.entry.group:
                 members.append(job.entry)
                 room -= job.tokens
         return members
 
-    def _in_order(self, now: float, remaining: list[float], spent: set[str]) -> Iterator[_Job]:
+    def _in_order(self, now: float, remaining: list[float], spent: set[str]) -> Iterator[_Priced]:
         """All jobs, the next to run first."""
         ageing, starvation = self._settings.ageing, self._settings.starvation
-        starving: list[tuple[float, int, _Job]] = []
-        others: list[tuple[float, int, _Job]] = []
-        later: list[tuple[float, int, _Job]] = []
+        starving: list[tuple[float, int, _Priced]] = []
+        others: list[tuple[float, int, _Priced]] = []
+        later: list[tuple[float, int, _Priced]] = []
         for number, (job, left) in enumerate(zip(self._jobs.values(), remaining, strict=True)):
             entry = job.entry
             # Ageing takes its part of `now - arrived` from everybody; what is common to all does not change the order.
@@ -224,7 +229,7 @@ class Scheduler:
         factors = self._settings.stretch
         return factors[min(sum(backlog_s >= bound for bound in _STRETCHED_ABOVE_S), len(factors) - 1)]
 
-    def _first_come(self) -> _Job:
+    def _first_come(self) -> _Priced:
         return min(self._jobs.values(), key=_turn)
 
     def _same_shape(self) -> list[Entry]:
@@ -234,6 +239,6 @@ class Scheduler:
         return [job.entry for job in itertools.islice(alike, most)]
 
 
-def _turn(job: _Job) -> tuple[bool, float]:
+def _turn(job: _Priced) -> tuple[bool, float]:
     """In order of arrival, but what was begun is ended."""
     return not job.entry.taken, job.entry.arrived

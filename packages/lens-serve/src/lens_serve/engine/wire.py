@@ -153,14 +153,22 @@ class Slots:
 
     @classmethod
     def create(cls, count: int, size: int) -> Self:
-        """New memory without a name; its `fd` is for the child's `pass_fds`."""
+        """New memory without a name; its `fd` is for the child's `pass_fds`.
+
+        Raises:
+            OSError, ValueError, OverflowError: there is not so much, or none was asked for.
+        """
         if hasattr(os, "memfd_create"):
             fd = os.memfd_create("lens-pictures", os.MFD_CLOEXEC)
         else:
             with tempfile.TemporaryFile() as file:  # has no name in any folder
                 fd = os.dup(file.fileno())
-        os.ftruncate(fd, count * size)
-        return cls(fd, count, size)
+        try:
+            os.ftruncate(fd, count * size)
+            return cls(fd, count, size)
+        except BaseException:
+            os.close(fd)
+            raise
 
     def write(self, slot: int, picture_HW3: np.ndarray) -> None:
         """Put a uint8 picture into a slot.
