@@ -8,12 +8,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from s3 import bucket, root, s3_server  # noqa: F401 (fixtures)
 
 ROOT = Path(__file__).resolve().parents[1]
 FAKES = Path(__file__).parent / "fakes"
+
+# An example takes as long as the machine lets it: what is slow is no mistake.
+hypothesis.settings.register_profile("lens", deadline=None)
+hypothesis.settings.load_profile("lens")
 
 
 @pytest.fixture(autouse=True)

@@ -211,6 +211,40 @@ class TestScenesEvaluator(EvaluatorContract):
     config = {"prompts_per_skill": 3}
 
 
+class TestGeneval(EvaluatorContract):
+    name = "geneval"
+    config = {"prompts": "a-file", "detector": "a-folder", "samples": 1, "device": "cpu"}
+
+    @pytest.fixture
+    def evaluator(self, lens_registry, parsed, tmp_path):
+        from train.evaluation.models import clip, detr
+
+        include = [{"class": "dog", "count": 1, "color": "red"}, {"class": "cat", "count": 1, "position": ["above", 0]}]
+        lines = [{"tag": "colors", "prompt": "a", "include": include[:1]}]
+        lines += [{"tag": "position", "prompt": "b", "include": include, "exclude": [{"class": "bus", "count": 9}]}]
+        (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, lines)))
+        made = {"prompts": tmp_path / "prompts.jsonl", "detector": detr(tmp_path / "d"), "clip": clip(tmp_path / "c")}
+        return lens_registry.build(
+            self.kind, parsed.model_copy(update={name: str(path) for name, path in made.items()})
+        )
+
+
+class TestDpg(EvaluatorContract):
+    name = "dpg"
+    config = {"prompts": "a-file", "endpoint": "http://127.0.0.1:9/v1", "model": "m", "samples": 2}
+
+    @pytest.fixture
+    def evaluator(self, lens_registry, parsed, tmp_path):
+        from serve.chat_server import ChatServer, completion
+        from train.evaluation.test_dpg_prompts import ROWS, write
+
+        prompts = str(write(tmp_path / "p.csv", ROWS))
+        with ChatServer().running() as server:
+            server.says(completion("yes"))
+            config = parsed.model_copy(update={"prompts": prompts, "endpoint": server.url})
+            yield lens_registry.build(self.kind, config)
+
+
 class TestLens(ModelContract):
     name = "lens"
     config = {"preset": "nano"}
@@ -403,6 +437,44 @@ class TestEvaluate(StageContract):
 class TestReport(StageContract):
     name = "report"
     stages = (*TestEvaluate.stages, {"name": "report", "type": "report", "source": ["model", "scores"]})
+
+
+SCORES = {
+    "name": "scores",
+    "type": "evaluate",
+    "source": "model",
+    "evaluator": {"type": "scenes", "prompts_per_skill": 2, "skills": ["single", "two"]},
+    "steps": 2,
+}
+ABLATE = {
+    "name": "layers",
+    "type": "ablate",
+    "source": "dense",
+    "cell": [{key: value for key, value in TRAIN.items() if key != "budget"}, SCORES],
+    "arms": {"one": {"set": {"model.model.num_layers": 1}}, "two": {"set": {"model.model.num_layers": 2}}},
+    "equal": {"steps": 2},
+    "seeds": [0],
+}
+
+
+class TestAblate(StageContract):
+    name = "ablate"
+    stages = (SCENES, DENSE, ABLATE)
+
+
+class TestAblationReport(StageContract):
+    name = "ablation-report"
+    stages = (SCENES, DENSE, ABLATE, {"name": "verdict", "type": name, "source": "layers"})
+
+
+class TestDistance(StageContract):
+    name = "distance"
+    stages = (
+        SCENES,
+        DENSE,
+        TRAIN,
+        {"name": "far", "type": name, "source": ["model", "dense"], "images": 12, "steps": 2},
+    )
 
 
 class TestServe(StageContract):

@@ -228,7 +228,7 @@ def kill_and_resume(pipeline, tmp_path, moments):
 def test_a_killed_ingest_ends_as_if_nothing_had_happened(ingest, pipeline, photos, tmp_path):
     fill(photos, 45)
     whole = ingest()
-    kill_and_resume(pipeline, tmp_path, [0.3, 0.6])
+    kill_and_resume(pipeline, tmp_path, [0.05, 0.2])
     from lens_core.storage.artifacts import load_artifact
 
     resumed = load_artifact(str(tmp_path / "killed" / "images"))

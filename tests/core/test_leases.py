@@ -18,7 +18,7 @@ from lens_core.storage import urls
 from lens_core.storage.leases import Leases, own_folder, worker_of
 from s3 import Between
 
-TTL_S = 1.0
+TTL_S = 3.0
 
 HOLD = """
 import sys, time

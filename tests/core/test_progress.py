@@ -95,3 +95,88 @@ def test_events_are_strict_json(tmp_path):
     assert [line["event"] for line in lines] == ["stage-start", "progress", "stage-failed"]
     assert lines[1]["step"] == 1
     assert "loss" not in lines[1]
+
+
+def test_parts_say_where_they_are(fast_lines, tmp_path):
+    stream = io.StringIO()
+    progress = Progress(stream=stream, live=False)
+    progress.events = EventLog(tmp_path / "events.jsonl")
+    progress.open("captions")
+    progress.start(12, "cells")
+    part = progress.part("dense, seed 1 (5 of 12)")
+    part.heading("[1/2] model: Train a model.", stage="model")
+    part.open("model")
+    part.start(100, "steps")
+    part.update(40, loss=0.5)
+    part.note("goes on from step 3")
+    wait_for(stream, r"  captions: dense, seed 1 \(5 of 12\) > model: 40/100 steps \(40 %\), .*loss 0.5")
+    part.close("stage-done")
+    part.heading("  done in 3.0 s", stage="model")
+    progress.close("stage-done")
+    progress.events.close()
+    lines = stream.getvalue().splitlines()
+    assert lines[0].startswith("  captions: 0/12 cells")
+    assert "captions: dense, seed 1 (5 of 12) > [1/2] model: Train a model." in lines
+    assert "  captions: dense, seed 1 (5 of 12) > model: goes on from step 3" in lines
+    assert "captions: dense, seed 1 (5 of 12) > done in 3.0 s" in lines
+    events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    told = [(event["event"], event["stage"], event.get("within")) for event in events]
+    within = "captions: dense, seed 1 (5 of 12)"
+    assert told == [
+        ("stage-start", "captions", None),
+        ("run", "model", within),
+        ("stage-start", "model", within),
+        ("progress", "model", within),
+        ("note", "model", within),
+        ("stage-done", "model", within),
+        ("run", "model", within),
+        ("stage-done", "captions", None),
+    ]
+
+
+def test_the_whole_is_silent_while_parts_speak(fast_lines):
+    stream = io.StringIO()
+    progress = Progress(stream=stream, live=False)
+    progress.open("captions")
+    part = progress.part("one")
+    part.open("model")
+    stream.seek(0)
+    stream.truncate()
+    wait_for(stream, r"(?s)(> model: working.*){5}")
+    assert not re.search(r"^  captions: working", stream.getvalue(), re.MULTILINE)
+    part.close("stage-done")
+    wait_for(stream, r"(?m)^  captions: working")
+    progress.close("stage-done")
+
+
+def test_parts_stop_with_the_whole():
+    progress = Progress(stream=io.StringIO(), live=False)
+    part = progress.part("one")
+    assert not part.stop_asked
+    progress.stop_asked = True
+    assert part.stop_asked
+    other = Progress(stream=io.StringIO(), live=False)
+    other.part("one").stop_asked = True
+    assert not other.stop_asked
+
+
+def test_parts_side_by_side_share_a_live_display():
+    stream = io.StringIO()
+    progress = Progress(stream=stream, live=True)
+    progress.open("captions")
+    progress.start(2, "cells")
+    parts = [progress.part(name) for name in ("one", "two")]
+    for part in parts:
+        part.open("model")
+        part.start(10, "steps")
+        part.update(5)
+    wait_for(stream, "captions: two > model")
+    parts[0].close("stage-done")
+    parts[1].update(7)
+    wait_for(stream, "7/10 steps")
+    parts[1].close("stage-done")
+    progress.update(2)
+    progress.close("stage-done")
+    told = stream.getvalue()
+    for words in ("captions: one > model", "captions: two > model", "7/10 steps", "2/2 cells"):
+        assert words in told, words

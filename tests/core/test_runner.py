@@ -248,3 +248,81 @@ def test_our_own_bug_shows_its_traceback(lens, pipeline):
     assert done.returncode == 1
     assert "RuntimeError: a bug" in done.stderr
     assert "Traceback" in done.stderr
+
+
+def test_a_run_within_a_run(pipeline, tmp_path, with_fakes):
+    """Stages that another stage runs in a folder of its own: keys and states as ever, parents from outside."""
+    import io
+
+    from lens_core.config.pipeline import load_pipeline
+    from lens_core.pipeline.progress import Progress
+    from lens_core.pipeline.runner import run_pipeline, run_stages
+    from lens_core.storage.artifacts import load_artifact
+
+    registry = with_fakes("good")
+    outer = run_pipeline(load_pipeline(pipeline(run=str(tmp_path / "run")), registry), registry)
+    said = io.StringIO()
+
+    def nested(folder, **own):
+        blocks = [{"name": "own", "type": "numbers", **own}, {"name": "all", "type": "total", "source": ["a", "own"]}]
+        return run_stages(
+            [registry.parse("stages", block) for block in blocks],
+            run_url=str(folder),
+            state_root=folder / ".state",
+            base=str(tmp_path),
+            seed=0,
+            registry=registry,
+            progress=Progress(stream=said, live=False),
+            given={"a": outer["a"]},
+        )
+
+    made = nested(tmp_path / "inner")
+    assert list(made) == ["own", "all"]
+    assert made["all"].stats["total"] == 6
+    assert {parent.url for parent in made["all"].parents} == {
+        str(tmp_path / "run" / "a"),
+        str(tmp_path / "inner" / "own"),
+    }
+    # The folder may move, as long as what it takes from outside stays.
+    (tmp_path / "inner").rename(tmp_path / "moved")
+    assert [parent.hash for parent in load_artifact(str(tmp_path / "moved" / "all")).parents] == [
+        outer["a"].hash,
+        made["own"].hash,
+    ]
+    nested(tmp_path / "moved")
+    assert said.getvalue().count("done already") == 2
+    nested(tmp_path / "moved", count=5)
+    assert "own: Writes numbers, slowly, and goes on where it was cut off. (again: count changed)" in said.getvalue()
+    assert not (tmp_path / "moved" / ".state" / "own").exists()
+
+
+def test_asked_to_stop_a_run_within_a_run_stops_between_stages(with_fakes, tmp_path):
+    import io
+
+    from lens_core.errors import Stopped
+    from lens_core.pipeline.progress import Progress
+    from lens_core.pipeline.runner import run_stages
+
+    registry = with_fakes("good")
+    whole = Progress(stream=io.StringIO(), live=False)
+    whole.open("outer")
+
+    class AsksAfterOne(Progress):
+        def close(self, event, **fields):
+            super().close(event, **fields)
+            whole.stop_asked = True
+
+    part = AsksAfterOne(stream=io.StringIO(), live=False, whole=whole, part_name="one")
+    stages = [registry.parse("stages", {"name": name, "type": "numbers"}) for name in "ab"]
+    with pytest.raises(Stopped, match="stopped after a; the same command goes on"):
+        run_stages(
+            stages,
+            run_url=str(tmp_path / "inner"),
+            state_root=tmp_path / "inner" / ".state",
+            base=str(tmp_path),
+            seed=0,
+            registry=registry,
+            progress=part,
+        )
+    whole.close("stage-failed")
+    assert sorted(path.name for path in (tmp_path / "inner").iterdir()) == [".state", "a"]

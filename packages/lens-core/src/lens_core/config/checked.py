@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from lens_core.config.base import ComponentConfig, Config
 from lens_core.config.components import ComponentOf
+from lens_core.config.stage import StageConfig
 from lens_core.errors import ConfigError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from lens_core.config.yaml import MarkedYaml
     from lens_core.registry import Registry
 
-__all__ = ["checked", "require_libraries"]
+__all__ = ["checked", "existing", "require_libraries", "spelt"]
 
 Checked = TypeVar("Checked", bound=Config)
 
@@ -39,15 +40,17 @@ def require_libraries(config: Config, marked: MarkedYaml, registry: Registry) ->
     Raises:
         MissingExtraError: one is not; with file, line, and the pip line that brings it.
     """
-    for kind, name, path in _components(config, ()):
+    for kind, name, path in _components(config, (), registry):
         try:
             registry.require_libraries(kind, name)
         except MissingExtraError as error:
             raise MissingExtraError(f"{marked.file}:{marked.line_of(path)}: {error}") from error
 
 
-def _components(config: Config, path: tuple[str | int, ...]) -> Iterator[tuple[str, str, tuple[str | int, ...]]]:
-    """Every component that a config names: its kind, its name, and where."""
+def _components(
+    config: Config, path: tuple[str | int, ...], registry: Registry
+) -> Iterator[tuple[str, str, tuple[str | int, ...]]]:
+    """Every component that a config names, nested stages and theirs included: its kind, its name, and where."""
     for name, field in type(config).model_fields.items():
         kinds = [mark.kind for mark in _marks(field.annotation, field.metadata)]
         value = getattr(config, name)
@@ -56,7 +59,12 @@ def _components(config: Config, path: tuple[str | int, ...]) -> Iterator[tuple[s
             if kinds and isinstance(item, ComponentConfig):
                 yield kinds[0], item.type, where
             if isinstance(item, Config):
-                yield from _components(item, where)
+                yield from _components(item, where, registry)
+    for nested in config.nested(registry) if isinstance(config, StageConfig) else ():
+        for number, stage in enumerate(nested.stages):
+            where = (*path, *nested.place(number))
+            yield "stages", stage.type, where
+            yield from _components(stage, where, registry)
 
 
 def _marks(annotation: Any, metadata: Sequence[Any] = ()) -> Iterator[ComponentOf]:
@@ -69,19 +77,19 @@ def _marks(annotation: Any, metadata: Sequence[Any] = ()) -> Iterator[ComponentO
 def _one_line_each(error: ValidationError, marked: MarkedYaml) -> ConfigError:
     mistakes = []
     for item in error.errors(include_url=False, include_context=False):
-        # Unions put the name of the branch into the path; only what stands in the file counts.
-        path = _existing(item["loc"], marked.data, item["type"] in {"missing", "unknown_option"})
+        path = existing(item["loc"], marked.data, item["type"] in {"missing", "unknown_option"})
         message = str(item["msg"]).removeprefix("Value error, ")
         value = item["input"]
         if item["type"] not in {"missing", "unknown_option", "component"} and isinstance(value, str | int | float):
             message = f"{message[0].lower()}{message[1:]}, not {value!r}"
-        mistake = ConfigError(message, file=marked.file, line=marked.line_of(path), key=_spelt(path))
+        mistake = ConfigError(message, file=marked.file, line=marked.line_of(path), key=spelt(path))
         if str(mistake) not in mistakes:
             mistakes.append(str(mistake))
     return ConfigError("\n".join(mistakes))
 
 
-def _existing(loc: Sequence[Any], data: Any, last_is_missing: bool) -> tuple[str | int, ...]:
+def existing(loc: Sequence[Any], data: Any, last_is_missing: bool) -> tuple[str | int, ...]:
+    """The part of an error's path that stands in the data: unions put the name of the branch into it, too."""
     path: list[str | int] = []
     for position, key in enumerate(loc):
         if (isinstance(data, dict) and key in data) or (isinstance(data, list) and key in range(len(data))):
@@ -92,7 +100,8 @@ def _existing(loc: Sequence[Any], data: Any, last_is_missing: bool) -> tuple[str
     return tuple(path)
 
 
-def _spelt(path: tuple[str | int, ...]) -> str:
+def spelt(path: tuple[str | int, ...]) -> str:
+    """A path as people write it: `stages[2].batch.samples`."""
     text = ""
     for key in path:
         text += f"[{key}]" if isinstance(key, int) else f".{key}" if text else key

@@ -67,7 +67,7 @@ class ComponentOf:
 
 
 def _dump(value: ComponentConfig, info: core_schema.FieldSerializationInfo) -> dict[str, Any]:
-    return value.model_dump(mode=info.mode)
+    return value.model_dump(mode=info.mode, exclude_unset=info.exclude_unset)
 
 
 DatasetField = Annotated[ComponentConfig, ComponentOf("datasets")]

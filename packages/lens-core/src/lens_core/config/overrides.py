@@ -11,7 +11,7 @@ from typing import Any
 from lens_core.config.yaml import parse_scalar
 from lens_core.errors import ConfigError
 
-__all__ = ["apply_override"]
+__all__ = ["apply_override", "set_value"]
 
 
 def apply_override(data: dict[str, Any], text: str) -> None:
@@ -25,9 +25,24 @@ def apply_override(data: dict[str, Any], text: str) -> None:
         ConfigError: no '=', or the path leads nowhere.
     """
     path, equals, value = text.partition("=")
-    keys = path.strip().split(".")
-    if not equals or not all(keys):
+    path = path.strip()
+    if not equals or not all(path.split(".")):
         raise ConfigError(f"{text!r} is not of the form path=value", file="--set")
+    set_value(data, path, parse_scalar(value))
+
+
+def set_value(data: dict[str, Any], path: str, value: Any) -> None:
+    """Change one value of `data` in place.
+
+    Args:
+        data: the parsed pipeline file.
+        path: such as "model.budget.steps".
+        value: as YAML would have it.
+
+    Raises:
+        ConfigError: the path leads nowhere.
+    """
+    keys = path.split(".")
     stage_names = [stage.get("name") for stage in data.get("stages") or [] if isinstance(stage, dict)]
     if keys[0] in stage_names:
         keys = ["stages", *keys]
@@ -35,9 +50,9 @@ def apply_override(data: dict[str, Any], text: str) -> None:
     for position, key in enumerate(keys[:-1]):
         holder = _step(holder, key, ".".join(keys[: position + 1]))
     if isinstance(holder, list):
-        holder[_index(holder, keys[-1], path)] = parse_scalar(value)
+        holder[_index(holder, keys[-1], path)] = value
     elif isinstance(holder, dict):
-        holder[keys[-1]] = parse_scalar(value)
+        holder[keys[-1]] = value
     else:
         raise ConfigError(f"there is nothing to set below {'.'.join(keys[:-1])!r}", file="--set", key=path)
 

@@ -10,14 +10,15 @@ stages:
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from pydantic import Field
 
-from lens_core.config.base import Config, Url
-from lens_core.config.checked import checked, require_libraries
+from lens_core.config.base import ComponentConfig, Config, Url
+from lens_core.config.checked import checked, require_libraries, spelt
 from lens_core.config.components import StageField
 from lens_core.config.overrides import apply_override
 from lens_core.config.stage import StageConfig
@@ -73,23 +74,37 @@ def load_pipeline(file: str, registry: Registry, overrides: Sequence[str] = ()) 
     for override in overrides:
         apply_override(marked.data, override)
     config = checked(PipelineConfig, marked, registry)
-    _check_graph(config, registry, marked)
+    _check_graph(config.stages, {}, registry, marked, lambda index, *keys: ("stages", index, *keys))
     require_libraries(config, marked, registry)
     base = str(Path(file).resolve().parent) if urls.is_local(file) else file.rsplit("/", 1)[0]
     return Pipeline(config=config, file=file, base=base)
 
 
-def _check_graph(config: PipelineConfig, registry: Registry, marked: MarkedYaml) -> None:
-    """Names are unique, sources name earlier stages, and their artefact types fit."""
-    made: dict[str, str] = {}
-    for index, stage in enumerate(config.stages):
+def _check_graph(
+    stages: Sequence[ComponentConfig],
+    given: Mapping[str, str],
+    registry: Registry,
+    marked: MarkedYaml,
+    place: Callable[..., tuple[str | int, ...]],
+) -> None:
+    """Names are unique, sources name earlier stages, and their artefact types fit; of nested stages, too.
+
+    Args:
+        stages: in order.
+        given: artefact types of what comes from outside, by name.
+        registry: the installed components.
+        marked: the file.
+        place: where it spells out a stage, by number, and the keys below it.
+    """
+    made = dict(given)
+    for index, stage in enumerate(stages):
         assert isinstance(stage, StageConfig)
         spec = registry.spec("stages", stage.type)
         assert isinstance(spec, StageSpec)
 
         def wrong(key: str, message: str, index: int = index) -> ConfigError:
-            path = ("stages", index, key)
-            return ConfigError(message, file=marked.file, line=marked.line_of(path), key=f"stages[{index}].{key}")
+            path = place(index, key)
+            return ConfigError(message, file=marked.file, line=marked.line_of(path), key=spelt(path))
 
         if stage.name in made:
             raise wrong("name", f"two stages are called {stage.name!r}")
@@ -108,4 +123,17 @@ def _check_graph(config: PipelineConfig, registry: Registry, marked: MarkedYaml)
             raise wrong(
                 "source", f"a {stage.type} stage takes {' or '.join(spec.takes)}: name at least one earlier stage"
             )
+        for nested in stage.nested(registry):
+            sources = {source: made[source] for source in stage.sources}
+            _check_graph(nested.stages, sources, registry, marked, partial(_below, place, index, nested.place))
         made[stage.name] = spec.makes
+
+
+def _below(
+    place: Callable[..., tuple[str | int, ...]],
+    outer: int,
+    nested: Callable[..., tuple[str | int, ...]],
+    index: int,
+    *keys: str | int,
+) -> tuple[str | int, ...]:
+    return place(outer, *nested(index, *keys))

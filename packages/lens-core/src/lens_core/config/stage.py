@@ -2,11 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
 from pydantic import Field
 
 from lens_core.config.base import ComponentConfig
 
-__all__ = ["StageConfig"]
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from lens_core.registry import Registry
+
+__all__ = ["NestedStages", "StageConfig"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NestedStages:
+    """Stages that a stage runs itself.
+
+    Args:
+        stages: in order.
+        place: of a stage's number, and of keys below it, the path below the outer stage where the file spells it out.
+    """
+
+    stages: Sequence[StageConfig]
+    place: Callable[..., tuple[str | int, ...]]
 
 
 class StageConfig(ComponentConfig):
@@ -33,3 +54,7 @@ class StageConfig(ComponentConfig):
         if isinstance(source, str):
             return (source,)
         return tuple(source) if isinstance(source, list | tuple) else ()
+
+    def nested(self, registry: Registry) -> Sequence[NestedStages]:
+        """The runs of stages that this one does itself; they are checked with it, and may take from its sources."""
+        return ()

@@ -5,7 +5,7 @@ Everything here is light. The kinds that speak torch are described in `lens_core
 
 from lens_core.contracts.captioners import Captioner, CaptionOutcome, ImageItem, Status
 from lens_core.contracts.datasets import Candidate, Dataset, Filter, ImageInfo, ImageRecord, Verdict
-from lens_core.contracts.evaluators import EvalTask, Evaluator
+from lens_core.contracts.evaluators import EvalTask, Evaluator, verdicts
 from lens_core.contracts.rewriters import Rewriter
 from lens_core.contracts.safety_checkers import SafetyChecker
 
@@ -24,4 +24,5 @@ __all__ = [
     "SafetyChecker",
     "Status",
     "Verdict",
+    "verdicts",
 ]

@@ -3,10 +3,14 @@
 On a terminal there is one live Rich bar per stage. Elsewhere (a log file, CI) a plain line appears at once, and then
 every 30 seconds even if nothing moved, because a silent run looks like a dead one. Everything also goes to the run's
 `events.jsonl`, one JSON object a line.
+
+A stage that runs stages of its own hands each such run a part of its progress; what they say is told as
+"captions: dense, seed 1 (5 of 12) > model: 40/300 steps".
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import sys
@@ -35,15 +39,17 @@ class EventLog:
         self._file = path.open("a", encoding="utf-8") if path else None
 
     def write(self, event: str, **fields: Any) -> None:
-        """Append one event."""
+        """Append one event; when the disk is full it is lost, and whoever needs the space more says so."""
         if self._file:
-            self._file.write(json.dumps({"time": round(time.time(), 3), "event": event, **fields}) + "\n")
-            self._file.flush()
+            with contextlib.suppress(OSError):
+                self._file.write(json.dumps({"time": round(time.time(), 3), "event": event, **fields}) + "\n")
+                self._file.flush()
 
     def close(self) -> None:
         """Close the file."""
         if self._file:
-            self._file.close()
+            with contextlib.suppress(OSError):
+                self._file.close()
 
 
 class Progress:
@@ -52,13 +58,23 @@ class Progress:
     Args:
         stream: where people read (default: standard error). Machines read `events`, which the runner sets.
         live: draw a bar; default: whether `stream` is a terminal.
+        whole: of which this is a part; made by `part`, which says what `part_name` it has.
     """
 
-    def __init__(self, *, stream: TextIO | None = None, live: bool | None = None):
+    def __init__(
+        self,
+        *,
+        stream: TextIO | None = None,
+        live: bool | None = None,
+        whole: Progress | None = None,
+        part_name: str = "",
+    ):
         self._stream = stream or sys.stderr
-        self.events = EventLog(None)
+        self.events: EventLog = whole.events if whole else EventLog(None)
         self._live = self._stream.isatty() if live is None else live
-        self._console = Console(file=self._stream, highlight=False, soft_wrap=True, force_terminal=self._live or None)
+        self._whole = whole
+        self._within = f"{whole._title}: {part_name}" if whole else ""
+        self._console: Console = whole._console if whole else _console(self._stream, live=self._live)
         self._lock = threading.Lock()
         self._stage = ""
         self._total: float | None = None
@@ -71,29 +87,34 @@ class Progress:
         self._bar: RichProgress | None = None
         self._task: TaskID | None = None
         self._ticker: _Ticker | None = None
-        self.stop_asked = False
+        self._parts_at_work = 0
+        self._stop_asked = False
+
+    @property
+    def stop_asked(self) -> bool:
+        """Whether the user, or a signal, asked the run to stop; parts are asked with the whole."""
+        return self._stop_asked or (self._whole is not None and self._whole.stop_asked)
+
+    @stop_asked.setter
+    def stop_asked(self, asked: bool) -> None:
+        self._stop_asked = asked
+
+    def part(self, name: str) -> Progress:
+        """The progress of stages that the stage at work runs itself; several parts may be at work at once."""
+        return Progress(stream=self._stream, live=self._live, whole=self, part_name=name)
 
     def open(self, stage: str) -> None:
         """Begin a stage (called by the runner)."""
         self._stage, self._total, self._unit, self._done, self._metrics = stage, None, "", 0.0, {}
         self._started = time.monotonic()
-        self.events.write("stage-start", stage=stage)
+        self._tell("stage-start")
+        if self._whole:
+            self._whole._parts_at_work += 1
         if self._live:
-            self._bar = RichProgress(
-                SpinnerColumn(),
-                TextColumn("[bold]{task.description}"),
-                BarColumn(bar_width=24),
-                TextColumn("{task.fields[counts]}"),
-                TimeElapsedColumn(),
-                TimeRemainingColumn(compact=True),
-                TextColumn("[dim]{task.fields[metrics]}"),
-                console=self._console,
-                transient=True,
-            )
-            self._task = self._bar.add_task(escape(stage), total=None, counts="", metrics="")
-            self._bar.start()
+            self._bar = self._whole._bar if self._whole and self._whole._bar else self._new_bar()
+            self._task = self._bar.add_task(escape(self._title), total=None, counts="", metrics="")
         else:
-            self._ticker = _Ticker(self._plain_line)
+            self._ticker = _Ticker(self._tick)
 
     def start(self, total: float | None, unit: str) -> None:
         """Say how much there is to do (None: unknown) and in what unit."""
@@ -117,39 +138,70 @@ class Progress:
             now = time.monotonic()
             if now - self._last_event >= _EVENT_INTERVAL_S:
                 self._last_event = now
-                self.events.write(
-                    "progress",
-                    stage=self._stage,
-                    done=done,
-                    total=self._total,
-                    unit=self._unit,
-                    **_plain(self._metrics),
-                )
+                self._tell("progress", done=done, total=self._total, unit=self._unit, **_plain(self._metrics))
 
     def note(self, message: str) -> None:
         """One line for the user that stays."""
-        self._console.print(f"  {escape(message)}")
-        self.events.write("note", stage=self._stage, message=message)
+        self._console.print(f"  {escape(self._whose(message))}")
+        self._tell("note", message=message)
 
     def warn(self, message: str) -> None:
         """One line of warning that stays."""
-        self._console.print(f"  [yellow]warning:[/] {escape(message)}")
-        self.events.write("warning", stage=self._stage, message=message)
+        self._console.print(f"  [yellow]warning:[/] {escape(self._whose(message))}")
+        self._tell("warning", message=message)
 
     def heading(self, message: str, **fields: Any) -> None:
         """A line about the run itself: a stage begins, is skipped, is done (called by the runner)."""
-        self._console.print(f"[bold cyan]▸[/] {escape(message)}" if self._live else escape(message))
-        self.events.write("run", message=message, **fields)
+        text = f"{self._within} > {message.strip()}" if self._whole else message
+        self._console.print(f"[bold cyan]▸[/] {escape(text)}" if self._live else escape(text))
+        self._tell("run", message=message, **fields)
 
     def close(self, event: str, **fields: Any) -> None:
         """End the stage (called by the runner)."""
-        if self._bar:
+        if self._bar and self._whole and self._bar is self._whole._bar:
+            assert self._task is not None
+            self._bar.remove_task(self._task)
+        elif self._bar:
             self._bar.stop()
-            self._bar = None
+        self._bar = None
         if self._ticker:
             self._ticker.stop()
             self._ticker = None
-        self.events.write(event, stage=self._stage, seconds=round(time.monotonic() - self._started, 3), **fields)
+        if self._whole:
+            self._whole._parts_at_work -= 1
+        self._tell(event, seconds=round(time.monotonic() - self._started, 3), **fields)
+
+    @property
+    def _title(self) -> str:
+        return f"{self._within} > {self._stage}" if self._whole else self._stage
+
+    def _whose(self, message: str) -> str:
+        """Side by side, parts must say who speaks."""
+        return f"{self._title}: {message}" if self._whole else message
+
+    def _tell(self, event: str, **fields: Any) -> None:
+        within = {"within": self._within} if self._whole else {}
+        self.events.write(event, **{"stage": self._stage, **within, **fields})
+
+    def _new_bar(self) -> RichProgress:
+        bar = RichProgress(
+            SpinnerColumn(),
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[counts]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(compact=True),
+            TextColumn("[dim]{task.fields[metrics]}"),
+            console=self._console,
+            transient=True,
+        )
+        bar.start()
+        return bar
+
+    def _tick(self) -> None:
+        """A line of one's own; while parts are at work, theirs say enough."""
+        if not self._parts_at_work:
+            self._plain_line()
 
     def _draw(self) -> None:
         if self._bar and self._task is not None:
@@ -167,7 +219,7 @@ class Progress:
         percent = f" ({100 * self._done / self._total:.0f} %)" if self._total else ""
         metrics = f"  {self._metric_text()}" if self._metrics else ""
         print(
-            f"  {self._stage}: {self._counts() or 'working'}{percent}, {_clock(elapsed)}{left}{metrics}",
+            f"  {self._title}: {self._counts() or 'working'}{percent}, {_clock(elapsed)}{left}{metrics}",
             file=self._stream,
             flush=True,
         )
@@ -180,6 +232,10 @@ class Progress:
 
     def _metric_text(self) -> str:
         return "  ".join(f"{name} {_number(value)}" for name, value in self._metrics.items())
+
+
+def _console(stream: TextIO, *, live: bool) -> Console:
+    return Console(file=stream, highlight=False, soft_wrap=True, force_terminal=live or None)
 
 
 class _Ticker:

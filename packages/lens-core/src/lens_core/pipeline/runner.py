@@ -4,6 +4,8 @@ A stage is done when its folder has a manifest whose `key` equals the key of now
 parents' hashes, the seed, and the fingerprint of anything it reads from outside. Otherwise the runner says what
 differs, removes the manifest first (a half-made artefact must never look finished), runs the stage and writes the new
 manifest last. Killing the process at any moment therefore leaves either the old state or none of that stage.
+
+A stage may run stages of its own by `run_stages`, in a folder of its own: the same keys, manifests and states.
 """
 
 from __future__ import annotations
@@ -35,14 +37,14 @@ from lens_core.storage.artifacts import FORMAT_VERSION, MANIFEST, Artifact, Outp
 from lens_core.storage.leases import local_cache, own_folder, worker_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping, Sequence
 
     from lens_core.config.pipeline import Pipeline
     from lens_core.config.stage import StageConfig
     from lens_core.registry import Registry
     from lens_core.storage.leases import Leases
 
-__all__ = ["EVENTS", "RUN_FILE", "STATE", "run_pipeline"]
+__all__ = ["EVENTS", "RUN_FILE", "STATE", "outside_of", "run_pipeline", "run_stages"]
 
 RUN_FILE = "run.json"
 EVENTS = "events.jsonl"
@@ -112,50 +114,96 @@ def run_pipeline(pipeline: Pipeline, registry: Registry, *, progress: Progress |
         events = EventLog(events_file)
         progress = progress or Progress()
         progress.events = events
-        artifacts: dict[str, Artifact] = {}
         try:
             with _signals(progress):
-                for number, config in enumerate(pipeline.stages, start=1):
-                    label = f"[{number}/{len(pipeline.stages)}] {config.name}"
-                    artifacts[config.name] = _run_stage(
-                        config, pipeline, registry, progress, artifacts, peers, label=label, state_root=state_root
-                    )
-                    if progress.stop_asked and number < len(pipeline.stages):
-                        raise Stopped(f"stopped after {config.name}; the same command goes on from here")
+                return run_stages(
+                    pipeline.stages,
+                    run_url=run_url,
+                    state_root=state_root,
+                    base=pipeline.base,
+                    seed=pipeline.config.seed,
+                    registry=registry,
+                    progress=progress,
+                    peers=peers,
+                )
         except KeyboardInterrupt:
             raise Stopped("interrupted; the same command goes on from what was saved") from None
         finally:
             events.close()
             if not urls.is_local(run_url):
                 urls.write_bytes(urls.join(run_url, EVENTS), events_file.read_bytes())
-    return artifacts
 
 
-def _run_stage(
-    config: StageConfig,
-    pipeline: Pipeline,
+def run_stages(
+    stages: Sequence[StageConfig],
+    *,
+    run_url: str,
+    state_root: Path,
+    base: str,
+    seed: int,
     registry: Registry,
     progress: Progress,
-    artifacts: dict[str, Artifact],
-    peers: Leases | None,
-    *,
-    label: str,
-    state_root: Path,
-) -> Artifact:
+    given: Mapping[str, Artifact] | None = None,
+    peers: Leases | None = None,
+) -> dict[str, Artifact]:
+    """Run those of some stages that are not done yet, in order; the caller sees to it that nobody else does.
+
+    Args:
+        stages: checked, each naming as its sources earlier ones, or artefacts in `given`.
+        run_url: where their artefacts go.
+        state_root: a local folder for their private state.
+        base: the folder that relative paths in their configs are relative to.
+        seed: of everything random.
+        registry: where components come from.
+        progress: tells the user how far they are.
+        given: artefacts by the names under which stages may take them.
+        peers: the machines that share the work.
+
+    Returns:
+        the artefacts by stage name, in order.
+
+    Raises:
+        Stopped: the user asked for it; the state is saved.
+        LensError: whatever a stage has to say.
+    """
+    made: dict[str, Artifact] = {}
+    for number, config in enumerate(stages, start=1):
+        context = StageContext(
+            name=config.name,
+            inputs=tuple({**(given or {}), **made}[name] for name in config.sources),
+            output=OutputFolder(urls.join(run_url, config.name), state_root / "scratch"),
+            state_dir=state_root / config.name,
+            run_url=run_url,
+            base=base,
+            seed=seed,
+            registry=registry,
+            progress=progress,
+        )
+        made[config.name] = _run_stage(config, context, peers, label=f"[{number}/{len(stages)}] {config.name}")
+        if progress.stop_asked and number < len(stages):
+            raise Stopped(f"stopped after {config.name}; the same command goes on from here")
+    return made
+
+
+def outside_of(config: StageConfig, *, registry: Registry, base: str, seed: int) -> str:
+    """The fingerprint of what a stage reads from outside its run; empty for one that reads nothing there."""
     spec = registry.spec("stages", config.type)
     assert isinstance(spec, StageSpec)
-    run_url = pipeline.config.run
-    url = urls.join(run_url, config.name)
-    inputs = tuple(artifacts[name] for name in config.sources)
-    outside = ""
-    if spec.fingerprint:
-        fingerprint = load_dotted(spec.fingerprint, asked_by=spec.name, extra=spec.extra)
-        outside = str(fingerprint(config, registry=registry, base=pipeline.base, seed=pipeline.config.seed))
+    if not spec.fingerprint:
+        return ""
+    fingerprint = load_dotted(spec.fingerprint, asked_by=spec.name, extra=spec.extra)
+    return str(fingerprint(config, registry=registry, base=base, seed=seed))
+
+
+def _run_stage(config: StageConfig, context: StageContext, peers: Leases | None, *, label: str) -> Artifact:
+    spec = context.registry.spec("stages", config.type)
+    assert isinstance(spec, StageSpec)
+    progress, url = context.progress, context.output.url
     key = _Key(
         config=config.model_dump(mode="json"),
-        parents={artifact.name: artifact.hash for artifact in inputs},
-        seed=pipeline.config.seed,
-        outside=outside,
+        parents={artifact.name: artifact.hash for artifact in context.inputs},
+        seed=context.seed,
+        outside=outside_of(config, registry=context.registry, base=context.base, seed=context.seed),
     )
     done, reason = _look(url, key)
     if done:
@@ -164,23 +212,10 @@ def _run_stage(
     run = spec.load_target()
     progress.heading(f"{label}: {spec.summary}" + (f" (again: {reason})" if reason else ""), stage=config.name)
 
-    state_dir = state_root / config.name
-    if not _belongs(state_dir, key):
-        shutil.rmtree(state_dir, ignore_errors=True)
-        state_dir.mkdir(parents=True)
-        (state_dir / "key").write_text(key.digest())
-    output = OutputFolder(url, state_root / "scratch")
-    context = StageContext(
-        name=config.name,
-        inputs=inputs,
-        output=output,
-        state_dir=state_dir,
-        run_url=run_url,
-        base=pipeline.base,
-        seed=pipeline.config.seed,
-        registry=registry,
-        progress=progress,
-    )
+    if not _belongs(context.state_dir, key):
+        shutil.rmtree(context.state_dir, ignore_errors=True)
+        context.state_dir.mkdir(parents=True)
+        (context.state_dir / "key").write_text(key.digest())
     progress.open(config.name)
     started = time.monotonic()
     event = "stage-failed"
@@ -193,13 +228,13 @@ def _run_stage(
             stats = run(config, context)
             if peers and not peers.claim(config.name):
                 raise Stopped(f"another machine took {config.name} over, as it heard nothing of this one")
-            artifact = _finish(config, spec, key, output, inputs, stats, time.monotonic() - started, registry)
+            artifact = _finish(config, spec, key, context, stats, time.monotonic() - started)
             urls.remove(context.work_url, recursive=True)
         event = "stage-done"
     finally:
         progress.close(event)
-        shutil.rmtree(output.scratch, ignore_errors=True)
-    shutil.rmtree(state_dir, ignore_errors=True)
+        shutil.rmtree(context.output.scratch, ignore_errors=True)
+    shutil.rmtree(context.state_dir, ignore_errors=True)
     progress.heading(f"  done in {time.monotonic() - started:.1f} s", stage=config.name, status="done")
     return artifact
 
@@ -225,18 +260,12 @@ def _await_turn(
 
 
 def _finish(
-    config: StageConfig,
-    spec: StageSpec,
-    key: _Key,
-    output: OutputFolder,
-    inputs: tuple[Artifact, ...],
-    stats: dict[str, Any],
-    seconds: float,
-    registry: Registry,
+    config: StageConfig, spec: StageSpec, key: _Key, context: StageContext, stats: dict[str, Any], seconds: float
 ) -> Artifact:
     """Write the manifest: from this moment the artefact exists."""
+    output, inputs = context.output, context.inputs
     files = sorted(output.files.values(), key=lambda entry: entry.path)
-    plugin = registry["stages"][config.type].plugin
+    plugin = context.registry["stages"][config.type].plugin
     manifest = {
         "format_version": FORMAT_VERSION,
         "type": spec.makes,
@@ -248,8 +277,8 @@ def _finish(
         "seed": key.seed,
         "config": key.config,
         "parents": [
-            {"name": artifact.name, "type": artifact.type, "hash": artifact.hash, "url": f"../{artifact.name}"}
-            for artifact in inputs
+            {"name": parent.name, "type": parent.type, "hash": parent.hash, "url": _seen_from(context.run_url, parent)}
+            for parent in inputs
         ],
         "stats": stats,
         "files": [asdict(entry) for entry in files],
@@ -263,6 +292,13 @@ def _finish(
         urls.join(output.url, MANIFEST), (json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode()
     )
     return Artifact(output.url, manifest)
+
+
+def _seen_from(run_url: str, parent: Artifact) -> str:
+    """Where a stage's parent lies: beside it, so that the run folder can be moved, or in another run's folder."""
+    if parent.url == urls.join(run_url, parent.name):
+        return f"../{parent.name}"
+    return str(urls.local_path(parent.url).absolute()) if urls.is_local(parent.url) else parent.url
 
 
 def _look(url: str, key: _Key) -> tuple[Artifact | None, str]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from lens_core.contracts import CaptionOutcome, ImageItem, Verdict
+from lens_core.contracts import CaptionOutcome, ImageItem, Verdict, verdicts
 from lens_core.testing.base import ComponentContract
 
 if TYPE_CHECKING:
@@ -261,11 +262,14 @@ class EvaluatorContract(ComponentContract):
         assert len({task.id for task in tasks}) == len(tasks)
         assert all(task.prompts for task in tasks)
 
-    def test_verdict_on_noise_is_a_bool(self, evaluator: Any) -> None:
-        """Any image gets a verdict, noise too, and the same one twice."""
+    def test_verdicts_on_noise(self, evaluator: Any) -> None:
+        """Any image gets a verdict for each skill of the task, noise too, and the same ones twice."""
         import numpy as np
 
         for task in evaluator.tasks()[:5]:
-            noise = np.random.default_rng(0).integers(0, 256, (task.height, task.width, 3), dtype=np.uint8)
-            assert evaluator.score(task, noise) in (True, False)
-            assert evaluator.score(task, noise) == evaluator.score(task, noise)
+            shape = (task.height or 64, task.width or 64, 3)
+            noise = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+            score = evaluator.score(task, noise)
+            given = verdicts(task, score)
+            assert all(verdict in (True, False) for verdict in (score if isinstance(score, Sequence) else [score]))
+            assert verdicts(task, evaluator.score(task, noise)) == given
