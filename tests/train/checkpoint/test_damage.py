@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -189,33 +185,9 @@ def test_only_what_is_trainable_is_saved(tmp_path):
     assert torch.equal(other.model[1].weight, small.model[1].weight)
 
 
-@pytest.fixture
-def on_a_small_disk(tmp_path):
-    """Run a program with a folder on a disk of four megabytes, which the kernel lets us mount for ourselves."""
-
-    def run(program):
-        script = 'mount -t tmpfs -o size=4m tmpfs "$1" && shift && exec "$@"'
-        command = ["unshare", "-rm", "sh", "-c", script, "sh", tmp_path]
-        if subprocess.run([*command, "true"], capture_output=True, check=False).returncode:
-            pytest.skip("the system lets this user mount nothing (unshare -rm)")
-        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(
-            [*command, sys.executable, program, tmp_path],
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=120,
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-        return json.loads(done.stdout)
-
-    return run
-
-
-def test_a_full_disk_leaves_the_checkpoint_before(on_a_small_disk):
+def test_a_full_disk_leaves_the_checkpoint_before(on_a_small_disk, tmp_path):
     """Without any room, in the midst of the tensors, and with room for all but the description."""
-    found = on_a_small_disk(full_disk.__file__)
+    found = on_a_small_disk(full_disk.__file__, tmp_path)
     for case, file in zip(
         found["full"], ["rank-00000.safetensors", "rank-00000.safetensors", "state.json"], strict=True
     ):

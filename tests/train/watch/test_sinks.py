@@ -1,15 +1,18 @@
-"""Trackers: the calls that they get, from a stand-in that writes them down, and what is said where they are missing."""
+"""Trackers: the calls that they get, and what is said where they are missing; TensorBoard's files, read by itself."""
 
 from __future__ import annotations
 
 import json
+import math
 import sys
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lens_core.errors import MissingExtraError
 from lens_train.loop.budget import Budget
 from lens_train.watch.config import WatchConfig
+from lens_train.watch.sinks import TensorBoard
 
 STAND_IN = """\
 import json
@@ -62,3 +65,23 @@ def test_a_tracker_that_is_not_installed(missing, new_trainer, progress):
     (line,) = str(caught.value).splitlines()
     assert line.startswith(f"watch.{missing} needs the library '{missing}', which is not installed; install it with: ")
     assert line.endswith(f"lens-train[{missing}]'")
+
+
+def test_tensorboard_reads_what_was_written_and_forgets_what_is_written_again(tmp_path):
+    """A run that goes on from step 2 writes step 3 anew; what is not finite is left out."""
+    for first, rows in ((0, [(1, 0.5), (2, 0.25), (3, 0.75)]), (2, [(3, 0.125), (4, math.nan)])):
+        sink = TensorBoard(tmp_path, step=first)
+        for step, loss in rows:
+            sink.write(step, {"loss": loss, "lr": 0.5 * step})
+        found = read_back(tmp_path)  # before it is closed: what `write` took is on the disk
+        sink.close()
+    assert found["loss"] == [(1, 0.5), (2, 0.25), (3, 0.125)]
+    assert found["lr"] == [(1, 0.5), (2, 1.0), (3, 1.5), (4, 2.0)]
+    assert len(list((tmp_path / "tb").iterdir())) == 2
+
+
+def read_back(folder):
+    """The curves as TensorBoard shows them."""
+    events = EventAccumulator(str(folder / "tb"))
+    events.Reload()
+    return {tag: [(one.step, one.value) for one in events.Scalars(tag)] for tag in events.Tags()["scalars"]}

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,15 +27,16 @@ from torch.distributed.checkpoint.metadata import (
 from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
 from torch.futures import Future
 
-from lens_core.errors import ArtifactError, StorageError
+from lens_core.errors import ArtifactError
+from lens_train.checkpoint.writing import writing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, SavePlan, SavePlanner
 
-__all__ = ["Description", "SafetensorsReader", "SafetensorsWriter", "writing"]
+__all__ = ["Description", "SafetensorsReader", "SafetensorsWriter"]
 
 STATE = "state.json"
 FORMAT_VERSION = 1
@@ -229,20 +229,6 @@ class SafetensorsReader(StorageReader):
     def validate_checkpoint_id(cls, checkpoint_id: Any) -> bool:
         """Folders are given to the constructor."""
         return False
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Around what writes to a path.
-
-    Raises:
-        StorageError: it cannot; the message names the path and gives the system's reason.
-    """
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or str(error).removeprefix("Error while serializing: ")
-        raise StorageError(f"{path} cannot be written: {reason}") from error
 
 
 def _entry(fields: Mapping[str, Any]) -> TensorStorageMetadata:

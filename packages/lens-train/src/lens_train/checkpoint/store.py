@@ -18,6 +18,7 @@ from __future__ import annotations
 import re
 import shutil
 import warnings
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from torch.distributed.checkpoint.api import CheckpointException
@@ -26,10 +27,11 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
 
 from lens_core.errors import ArtifactError, LensError, StorageError
-from lens_train.checkpoint.storage import Description, SafetensorsReader, SafetensorsWriter, writing
+from lens_train.checkpoint.storage import Description, SafetensorsReader, SafetensorsWriter
+from lens_train.checkpoint.writing import writing
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from concurrent.futures import Future
     from pathlib import Path
 
@@ -110,6 +112,22 @@ class CheckpointStore:
             self._newest, latest = None, self.latest()
             rest = f"{latest.name} is intact" if latest else "there is none before it"
             raise StorageError(f"the checkpoint of step {step} is not saved: {cause}; {rest}") from error
+
+    @contextmanager
+    def beside(self) -> Iterator[None]:
+        """Around what else a run writes as it goes: if that fails, the message says where the run goes on from.
+
+        Raises:
+            StorageError: with what it was raised with inside, and the newest checkpoint.
+        """
+        try:
+            yield
+        except StorageError as error:
+            with suppress(StorageError):
+                self.wait()
+            latest = self.latest()
+            start = latest.name if latest else "its beginning"
+            raise StorageError(f"{error}; once it can, the same command goes on from {start}") from error
 
     def latest(self) -> Path | None:
         """The folder of the newest checkpoint.

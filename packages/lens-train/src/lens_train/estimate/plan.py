@@ -1,13 +1,6 @@
 """What a train stage takes on so many GPUs, from its config alone, with the denoiser on the meta device.
 
-Bytes of state per GPU, P being parameters, T trained ones, and S the GPUs that share a copy (FSDP2; by default those of
-a node of eight):
-
-    (4·P weights + 4·T gradients + T·(8 AdamW, 4 Muon's matrices, 2 in 8 bits) + 4·T EMA) / S
-    + 2·(P outside the blocks + P of two blocks) gathered in bfloat16 where S > 1; alone 2·P, autocast's copies
-
-Activations kept per token and block, in elements, d being the width and h the MLP's: nothing recomputed 13·d + 4·h,
-selective 7·d + 2·h, full d; with full and selective one block's 13·d + 4·h comes on top. Two bytes each: bfloat16.
+What it takes of a GPU's memory is said in `memory.py`. Its time:
 
     seconds = FLOPs of a step / (MFU · peak · GPUs)
 """
@@ -24,6 +17,7 @@ import torch
 
 from lens_core.diffusion.flops import denoiser_flops
 from lens_core.storage import urls
+from lens_train.estimate.memory import activation_bytes, reached_parameters, state_bytes
 from lens_train.methods.adapters import add_adapters
 from lens_train.methods.config import LoraMethod
 from lens_train.stages.train.config import TrainStageConfig
@@ -37,7 +31,6 @@ if TYPE_CHECKING:
 
 __all__ = ["GpuRow", "StagePlan", "plan_stages"]
 
-NODE = 8
 _AUTOENCODERS = {"flux2": (128, 16), "autoencoder-kl": (64, 16)}
 """Channels and stride of those that cannot be built without their weights."""
 
@@ -141,15 +134,23 @@ def _plan(
     step_flops = images * mean_flops
     budget = config.budget
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    reached = reached_parameters(model)
 
     def row(gpus: int) -> GpuRow:
         seconds = step_flops / (speed * gpus)
-        steps = budget.steps or (budget.flops / step_flops if budget.flops else 60 * (budget.minutes or 0) / seconds)
+        of_a_step = {
+            "flops": step_flops,
+            "steps": 1.0,
+            "samples": images,
+            "tokens": images * mean_tokens,
+            "minutes": seconds / 60,
+        }
+        steps = budget.amount[0] / of_a_step[budget.kind]
         fits = batch.packs_per_step % gpus == 0
         return GpuRow(
             gpus=gpus,
-            state_bytes=_state(config, model, gpus),
-            activation_bytes=_activations(config, fields, per_pack * mean_tokens),
+            state_bytes=state_bytes(config, model, reached, gpus).total,
+            activation_bytes=activation_bytes(config.parallel, fields, per_pack * mean_tokens),
             seconds=seconds,
             gpu_hours=steps * seconds * gpus / 3600,
             days=steps * seconds / 86400,
@@ -169,36 +170,6 @@ def _plan(
         rows=rows,
         notes=notes,
     )
-
-
-def _state(config: TrainStageConfig, model: Any, gpus: int) -> float:
-    named = list(model.named_parameters())
-    everything = sum(p.numel() for _, p in named)
-    block = sum(p.numel() for p in model.transformer_blocks[0].parameters())
-    optimizer = 0
-    for name, p in named:
-        if p.requires_grad:
-            is_muon = config.optimizer.type == "muon" and p.ndim == 2 and "blocks." in name and "_mod." not in name
-            optimizer += p.numel() * (4 if is_muon else 2 if config.optimizer.type == "adamw-8bit" else 8)
-    trained = sum(p.numel() for _, p in named if p.requires_grad)
-    replicate, shard = config.parallel.replicate, config.parallel.shard
-    shared = shard or (max(1, gpus // replicate) if replicate else min(gpus, NODE))
-    gathered = everything if shared == 1 else everything - (len(model.transformer_blocks) - 2) * block
-    return (4 * everything + 8 * trained + optimizer) / shared + 2 * gathered
-
-
-def _activations(config: TrainStageConfig, fields: dict[str, Any], tokens: float) -> float:
-    d = fields["num_attention_heads"] * fields["attention_head_dim"]
-    h, blocks = int(d / 3 * 8), fields["num_layers"]
-    whole = 13 * d + 4 * h
-    policy = config.parallel.activation_checkpointing
-    if policy == "none":
-        kept = blocks * whole
-    elif policy == "budget":
-        kept = int(blocks * whole * (config.parallel.activation_budget or 0)) + whole
-    else:
-        kept = blocks * (d if policy == "full" else 7 * d + 2 * h) + whole
-    return 2.0 * tokens * kept
 
 
 def _sizes(config: TrainStageConfig, side: int, notes: list[str]) -> dict[int, float]:

@@ -9,7 +9,10 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
+from contextlib import suppress
 from typing import TYPE_CHECKING
+
+from lens_train.checkpoint.writing import writing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -51,11 +54,14 @@ class LossTable:
 
 
 class MetricsFile:
-    """The file of metrics: one JSON object a line.
+    """The file of metrics: one JSON object a line, on the disk before `write` returns.
 
     Args:
         folder: where it lies.
         step: the step that the run goes on from; lines beyond it are dropped, for they are about to be written again.
+
+    Raises:
+        StorageError: it cannot be written; so does `write`.
     """
 
     def __init__(self, folder: Path, *, step: int):
@@ -63,22 +69,22 @@ class MetricsFile:
         lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True) if step and self.path.exists() else []
         kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
         temporary = self.path.with_suffix(".tmp")
-        temporary.write_text("".join(kept), encoding="utf-8")
-        temporary.replace(self.path)
-        self._file = self.path.open("a", encoding="utf-8")
+        with writing(self.path):
+            temporary.write_text("".join(kept), encoding="utf-8")
+            temporary.replace(self.path)
+            self._file = self.path.open("a", encoding="utf-8")
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Append a line; JSON has no NaN, so what is not finite becomes null."""
         told = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        self._file.write(json.dumps({"step": step, **told}) + "\n")
-
-    def flush(self) -> None:
-        """Bring the lines to disk."""
-        self._file.flush()
+        with writing(self.path):
+            self._file.write(json.dumps({"step": step, **told}) + "\n")
+            self._file.flush()
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        with suppress(OSError):  # a line that could not be written has been told, and is tried once more here
+            self._file.close()
 
 
 def quartile(t: float) -> int:

@@ -167,6 +167,7 @@ class Trainer:
         Raises:
             Stopped: the user asked for it; the state is saved.
             LensError: the loss stays non-finite, too many samples cannot be read, or a watcher will not have the end.
+            StorageError: curves, pictures or the state cannot be written; the state saved before is intact.
         """
         self._resume(progress)
         c, saved_at = self.counters, time.monotonic()
@@ -194,14 +195,12 @@ class Trainer:
                 c.seconds += took
                 progress.update(self._share() * total / scale, **self._shown(record))
                 last = not self._allowed(next_flops)
-                seen = self._look(last=last)
-                if seen or last or self._is_logged(c.step):
-                    self._log(record | speed.take() | seen, writers)
+                with self.store.beside():
+                    seen = self._look(last=last)
+                    if seen or last or self._is_logged(c.step):
+                        self._log(record | speed.take() | seen, writers)
                 if stop or unsaved > self.save_every_s:
-                    # The state comes last: what it counts as done is then on disk.
-                    for writer in writers:
-                        writer.flush()
-                    self._save()
+                    self._save()  # what the state counts as done is written down by now
                     saved_at = time.monotonic()
                 if stop:
                     self.store.wait()
@@ -406,12 +405,16 @@ class Trainer:
         return sum(pack.flops + sum(t.training_flops(pack.image_tokens) for t in self._terms()) for pack in packs)
 
     def _share(self) -> float:
-        c = self.counters
-        return self.budget.share(flops=c.flops, steps=c.step, seconds=c.seconds)
+        return self.budget.share(**self._used())
 
     def _allowed(self, next_flops: float) -> bool:
+        return self.budget.allows(**self._used(), next_flops=next_flops)
+
+    def _used(self) -> dict[str, Any]:
+        """What budgets are counted in."""
         c = self.counters
-        return self.budget.allows(flops=c.flops, steps=c.step, seconds=c.seconds, next_flops=next_flops)
+        tokens = c.image_tokens + c.text_tokens
+        return {"flops": c.flops, "steps": c.step, "samples": c.images, "tokens": tokens, "seconds": c.seconds}
 
     def _is_logged(self, step: int) -> bool:
         """Whether a step's metrics are written: the first, every so many, and that which ends a budget of steps."""
@@ -452,6 +455,7 @@ class Trainer:
         line = record | {
             "flops": c.flops,
             "images": c.images,
+            "image_tokens": c.image_tokens,
             "text_tokens": c.text_tokens,
             "skipped": c.skipped,
             "seconds": round(c.seconds, 3),

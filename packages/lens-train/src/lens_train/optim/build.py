@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from lens_train.optim.config import OptimizerConfig
 
-__all__ = ["Optimizers", "learning_rate_factor", "set_rate"]
+__all__ = ["Optimizers", "is_hidden_matrix", "learning_rate_factor", "set_rate"]
 
 
 class Optimizers:
@@ -27,7 +27,7 @@ class Optimizers:
     def __init__(self, config: OptimizerConfig, modules: Iterable[nn.Module]):
         self.config = config
         named = [(name, p) for module in modules for name, p in module.named_parameters() if p.requires_grad]
-        hidden = [p for name, p in named if config.type == "muon" and _is_hidden_matrix(name, p)]
+        hidden = [p for name, p in named if config.type == "muon" and is_hidden_matrix(name, p)]
         chosen = {id(p) for p in hidden}
         rest = [p for _, p in named if id(p) not in chosen]
         groups = [
@@ -106,6 +106,7 @@ def eight_bit_adamw(groups: list[dict[str, Any]], *, lr: float, betas: tuple[flo
     return adamw
 
 
-def _is_hidden_matrix(name: str, parameter: nn.Parameter) -> bool:
+def is_hidden_matrix(name: str, parameter: nn.Parameter) -> bool:
+    """Whether Muon moves a parameter of that name, where it is asked for."""
     # The modulation starts at zero and sees one row per sample: AdamW suits it better.
     return parameter.ndim == 2 and ("blocks." in name or "layers." in name) and "_mod." not in name

@@ -54,7 +54,13 @@ def shard(module: nn.Module, world: World, settings: ParallelConfig) -> None:
     blocks = blocks_of(module)
     if settings.float8:
         use_float8(blocks)
-    checkpoint_activations(blocks, settings)
+    if settings.compile and settings.activation_checkpointing == "full":
+        # The compiler cannot take a checkpoint within a block, so the denoiser lays its own around compiled blocks.
+        lay_around: Any = getattr(module, "enable_gradient_checkpointing", None)
+        if lay_around is not None:
+            lay_around()
+    else:
+        checkpoint_activations(blocks, settings)
     if settings.compile:
         compile_blocks(module, blocks)
     mesh = world.mesh(settings)

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from lens_core.errors import ArtifactError
+from lens_train.checkpoint.writing import writing
 from lens_train.planning.build import make_plan
 from lens_train.planning.config import BatchConfig
 from lens_train.planning.costs import CostModel
@@ -39,7 +40,11 @@ class KeptPlan:
 
 
 def keep_plan(folder: Path, batch: BatchConfig, source: SampleSource) -> None:
-    """Write what a plan follows from, beside its manifest."""
+    """Write what a plan follows from, beside its manifest.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
     told = {
         "format_version": FORMAT_VERSION,
         "batch": batch.model_dump(mode="json"),
@@ -49,8 +54,9 @@ def keep_plan(folder: Path, batch: BatchConfig, source: SampleSource) -> None:
         "caption_dropout": source.caption_dropout,
     }
     temporary = folder / f".{PLAN}.tmp"
-    temporary.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(folder / PLAN)
+    with writing(folder / PLAN):
+        temporary.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+        temporary.replace(folder / PLAN)
 
 
 def kept_plan(folder: Path) -> KeptPlan:

@@ -1,6 +1,6 @@
 """An evaluator in the loop: it asks for pictures and judges them, and what it finds may fail the run.
 
-score_SKILL   share of a skill's tasks that are drawn right, over all the styles that the evaluator asks in
+score_SKILL   share of what is asked of a skill that is drawn right, over all the styles that the evaluator asks in
 
 The noise is that of the stage `evaluate`, so that its table continues these curves.
 """
@@ -9,6 +9,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
+
+from lens_core.contracts import verdicts
 from lens_core.diffusion.text_to_image import Request
 from lens_core.errors import ConfigError, LensError
 
@@ -41,7 +44,7 @@ class Evaluation:
         self._at_least = config.at_least
         tasks = evaluator.tasks()
         self._asked = [(number, task, style) for number, task in enumerate(tasks) for style in task.prompts]
-        skills = {task.skill for task in tasks}
+        skills = {skill for task in tasks for skill in task.skills}
         if unknown := sorted(set(config.at_least) - skills):
             raise ConfigError(
                 f"the evaluator has no skill {unknown[0]!r}; it has {', '.join(sorted(skills))}",
@@ -50,16 +53,30 @@ class Evaluation:
 
     def look(self, step: int) -> dict[str, float]:
         """The scores."""
+        height, width = self._draw.image_size
         images = self._draw(
             [
-                Request(prompt=task.prompts[style], height=task.height, width=task.width, index=number)
+                Request(
+                    prompt=task.prompts[style],
+                    height=task.height or height,
+                    width=task.width or width,
+                    index=number,
+                )
                 for number, task, style in self._asked
             ]
         )
-        verdicts: dict[str, list[bool]] = {}
-        for (_, task, _), image in zip(self._asked, images, strict=True):
-            verdicts.setdefault(task.skill, []).append(self._evaluator.score(task, image))
-        return {f"score_{skill}": sum(right) / len(right) for skill, right in verdicts.items()}
+        world, given = self._draw.world, []
+        for place, ((_, task, _), image) in enumerate(zip(self._asked, images, strict=True)):
+            # Ranks share the judging as well, which may be the work of another model.
+            if place % world.size == world.rank:
+                given += [float(verdict) for _, verdict in verdicts(task, self._evaluator.score(task, image))]
+            else:
+                given += [0.0] * len(task.skills)
+        right: dict[str, list[float]] = {}
+        skills = [skill for _, task, _ in self._asked for skill in task.skills]
+        for skill, verdict in zip(skills, world.sum_over(torch.tensor(given)).tolist(), strict=True):
+            right.setdefault(skill, []).append(verdict)
+        return {f"score_{skill}": sum(own) / len(own) for skill, own in right.items()}
 
     def judge(self, seen: Mapping[str, float]) -> None:
         """See `Watcher`; the line names every skill that falls short."""

@@ -46,6 +46,7 @@ __all__ = [
     "Policy",
     "count_flops",
     "executed_flops",
+    "meta_batch",
     "peak_flops",
     "peak_of",
     "recomputed_flops",
@@ -191,7 +192,7 @@ def _count(twin: Any) -> CountedFlops:
 
     def counted(n: int, m: int, segments: int = 1) -> float:
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-            twin.forward_ragged(_meta_batch(twin.config, n, m, segments)).sum().backward()
+            twin.forward_ragged(meta_batch(twin.config, n, m, segments)).sum().backward()
         return float(counter.get_total_flops())
 
     # One size of segments, so that no attention backend pads.
@@ -266,7 +267,8 @@ def _finish(device: torch.device) -> None:
         torch.mps.synchronize()
 
 
-def _meta_batch(config: Mapping[str, Any], n: int, m: int, segments: int) -> RaggedBatch:
+def meta_batch(config: Mapping[str, Any], n: int, m: int, segments: int) -> RaggedBatch:
+    """A batch without numbers: so many segments of `n` image and `m` text tokens."""
     with torch.device("meta"):
         image = torch.empty(n * segments, config["in_channels"])
         text = [torch.empty(m * segments, config["enc_hidden_dim"]) for _ in config["selected_layer_index"]]

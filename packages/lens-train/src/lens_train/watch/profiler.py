@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Self
 
 from torch.profiler import ProfilerActivity, profile
 
+from lens_train.checkpoint.writing import writing
 from lens_train.watch.config import ProfileConfig
 
 if TYPE_CHECKING:
@@ -72,8 +73,9 @@ class Profiler:
 
     def _write(self) -> None:
         if self._profile:
-            self._profile.stop()
-            self._folder.mkdir(exist_ok=True)
-            name = f"step-{self._first}-rank-{self._world.rank}.json.gz"
-            self._profile.export_chrome_trace(str(self._folder / name))
-            self._profile = None
+            done, self._profile = self._profile, None
+            done.stop()
+            file = self._folder / f"step-{self._first}-rank-{self._world.rank}.json.gz"
+            with writing(file):
+                self._folder.mkdir(exist_ok=True)
+                done.export_chrome_trace(str(file))

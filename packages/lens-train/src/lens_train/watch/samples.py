@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from lens_core.diffusion.text_to_image import Request
+from lens_train.checkpoint.writing import writing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -45,13 +46,19 @@ class Samples:
         ]
 
     def look(self, step: int) -> dict[str, float]:
-        """Draw; there is nothing to put into numbers."""
+        """Draw; there is nothing to put into numbers.
+
+        Raises:
+            StorageError: the grid cannot be written.
+        """
         images = self._draw(self._requests)
         if self._draw.world.is_main:
             stream = io.BytesIO()
             Image.fromarray(grid_of(images)).save(stream, "PNG")
-            self._folder.mkdir(exist_ok=True)
-            (self._folder / f"{step:07d}.png").write_bytes(stream.getvalue())
+            file = self._folder / f"{step:07d}.png"
+            with writing(file):
+                self._folder.mkdir(exist_ok=True)
+                file.write_bytes(stream.getvalue())
         return {}
 
     def judge(self, seen: Mapping[str, float]) -> None:

@@ -5,15 +5,20 @@ from __future__ import annotations
 import importlib
 import math
 import secrets
+import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol
 
-from torch.utils.tensorboard import SummaryWriter
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.summary.writer.record_writer import RecordWriter
+from torch.utils.tensorboard.summary import scalar
 
 from lens_core.errors import MissingExtraError
 from lens_core.specs import pip_line
+from lens_train.checkpoint.writing import writing
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from lens_train.watch.config import WatchConfig
@@ -27,11 +32,13 @@ class Sink(Protocol):
     """Takes the numbers of a step."""
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Take a step's numbers; what is not finite is left out."""
-        ...
+        """Take a step's numbers; what is not finite is left out.
 
-    def flush(self) -> None:
-        """Bring them to disk: the state that is saved next counts them as written."""
+        A file has them when this returns: the state that is saved next counts them as written.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
         ...
 
     def close(self) -> None:
@@ -56,24 +63,38 @@ def open_sinks(config: WatchConfig, folder: Path, *, step: int) -> list[Sink]:
 
 
 class TensorBoard:
-    """TensorBoard's event files."""
+    """An event file of TensorBoard, beside those of the run so far.
+
+    It is written here and now: torch's `SummaryWriter` does it in a thread, where a full disk goes unseen for a while
+    and ends in a traceback.
+    """
 
     def __init__(self, folder: Path, *, step: int):
-        self._writer = SummaryWriter(str(folder / TENSORBOARD), purge_step=step + 1)
+        self.path = folder / TENSORBOARD / f"events.out.tfevents.{time.time_ns()}"  # they are read in this order
+        with writing(self.path):
+            self.path.parent.mkdir(exist_ok=True)
+            self._file = self.path.open("xb")
+        # What an earlier file says of this step and later ones is forgotten.
+        beginning = Event(session_log=SessionLog(status=SessionLog.START))
+        self._add([Event(file_version="brain.Event:2"), beginning], step + 1)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Take a step's numbers."""
-        for name, value in values.items():
-            if math.isfinite(value):
-                self._writer.add_scalar(name, value, step)
+        finite = {name: value for name, value in values.items() if math.isfinite(value)}
+        self._add([Event(summary=scalar(name, value)) for name, value in finite.items()], step)
 
-    def flush(self) -> None:
-        """Bring them to disk."""
-        self._writer.flush()
+    def _add(self, events: Sequence[Any], step: int) -> None:
+        records = RecordWriter(self._file)
+        with writing(self.path):
+            for event in events:
+                event.step, event.wall_time = step, time.time()
+                records.write(event.SerializeToString())
+            records.flush()
 
     def close(self) -> None:
-        """Close the files."""
-        self._writer.close()
+        """Close the file."""
+        with suppress(OSError):  # what could not be written has been told
+            self._file.close()
 
 
 class Tracker:
@@ -92,7 +113,8 @@ class Tracker:
             ) from error
         known = folder / "tracked-as"
         if not known.exists():
-            known.write_text(f"{folder.name}-{secrets.token_hex(4)}", encoding="utf-8")
+            with writing(known):
+                known.write_text(f"{folder.name}-{secrets.token_hex(4)}", encoding="utf-8")
         name = known.read_text(encoding="utf-8")
         own = {"id": name} if library == "wandb" else {}  # trackio goes by the name
         self._library.init(project=project, name=name, resume="allow", **own)
@@ -100,9 +122,6 @@ class Tracker:
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Take a step's numbers."""
         self._library.log({name: value for name, value in values.items() if math.isfinite(value)}, step=step)
-
-    def flush(self) -> None:
-        """They send in their own time."""
 
     def close(self) -> None:
         """End the run there."""
