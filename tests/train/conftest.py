@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +24,33 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def on_a_small_disk():
+    """Run a program with a folder on a disk of few megabytes, which the kernel lets us mount for ourselves.
+
+    The disk is seen by the program alone, and is gone with it. What it prints is read as JSON.
+    """
+
+    def run(program, folder, *, megabytes=4):
+        script = f'mount -t tmpfs -o size={megabytes}m tmpfs "$1" && shift && exec "$@"'
+        command = ["unshare", "-rm", "sh", "-c", script, "sh", folder]
+        if subprocess.run([*command, "true"], capture_output=True, check=False).returncode:
+            pytest.skip("the system lets this user mount nothing (unshare -rm)")
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            [*command, sys.executable, program, folder],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        return json.loads(done.stdout)
+
+    return run
 
 
 @pytest.fixture

@@ -85,12 +85,17 @@ def test_gradients_add_up_over_the_packs_of_a_step(made):
     assert_alike(made("accumulated"), dict(run.model.named_parameters()), 1e-9)
 
 
-@pytest.mark.parametrize("policy", ["none", "selective", "full"])
+@pytest.mark.parametrize("policy", ["none", "selective", "full", "compiled"])
 def test_recomputing_changes_no_gradient(made, policy):
+    """With "compiled", full recomputation around blocks that are compiled."""
     run = Run(ALONE, dtype=torch.float64)
     run.backward(7)
     gradients = {name: p.grad for name, p in run.model.named_parameters() if p.grad is not None}
     assert_alike(made(f"gradients-{policy}"), gradients, 1e-10)
+
+
+def test_blocks_of_two_ranks_are_compiled(found):
+    assert all(own["graphs"] > 0 for own in found)
 
 
 def test_one_ranks_bad_gradient_is_seen_by_all(found):

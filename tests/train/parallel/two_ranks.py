@@ -12,13 +12,17 @@ import gc
 import json
 import os
 import sys
+import warnings
+from functools import partialmethod
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from torch._dynamo.utils import counters
 from torch.distributed.tensor import DTensor
 
+from lens_core.diffusion.models.lens.model import LensTransformer2DModel
 from lens_train.optim.muon import Muon
 from lens_train.parallel.config import ParallelConfig
 from lens_train.parallel.shard import clip_gradients, full_weights, shard
@@ -92,6 +96,17 @@ def main(folder):
     run = Run(world, dtype=torch.float64)
     found["accumulated norms"] = run.steps(0, 2, packs=2)
     keep("accumulated", dict(run.model.named_parameters()))
+
+    # Everything of the compiler but the code that it makes, which takes minutes.
+    whole_compiler = LensTransformer2DModel.compile_blocks
+    LensTransformer2DModel.compile_blocks = partialmethod(whole_compiler, backend="aot_eager")
+    run = Run(world, dtype=torch.float64, activation_checkpointing="full", compile=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the compiler's own
+        run.backward(7)
+    keep("gradients-compiled", {name: p.grad for name, p in run.model.named_parameters() if p.grad is not None})
+    found["graphs"] = counters["stats"]["unique_graphs"]
+    LensTransformer2DModel.compile_blocks = whole_compiler
 
     for policy in ("none", "selective", "full"):
         run = Run(world, dtype=torch.float64, activation_checkpointing=policy)

@@ -15,18 +15,31 @@ __all__ = ["lens_commands", "lens_evaluators", "lens_stages"]
 
 @hookimpl
 def lens_evaluators() -> Iterator[EvaluatorSpec]:
-    """The exact evaluator of the procedural scenes."""
+    """The exact evaluator of the procedural scenes, and those of real models."""
     yield EvaluatorSpec(
         name="scenes",
         summary="Prompts of unseen compositions, judged by an exact detector, skill by skill.",
         config="lens_train.evaluation.scenes.config:ScenesEvaluatorConfig",
         target="lens_train.evaluation.scenes.evaluator:ScenesEvaluator",
     )
+    yield EvaluatorSpec(
+        name="geneval",
+        summary="GenEval's prompts, judged by an object detector and CLIP from folders on this machine.",
+        config="lens_train.evaluation.geneval.config:GenevalEvaluatorConfig",
+        target="lens_train.evaluation.geneval.evaluator:GenevalEvaluator",
+    )
+    yield EvaluatorSpec(
+        name="dpg",
+        summary="DPG-Bench's dense prompts and questions, answered by a vision model behind an endpoint.",
+        config="lens_train.evaluation.dpg.config:DpgEvaluatorConfig",
+        target="lens_train.evaluation.dpg.evaluator:DpgEvaluator",
+        extra="lens-train[openai]",
+    )
 
 
 @hookimpl
 def lens_stages() -> Iterator[StageSpec]:
-    """Encode, train, sample, evaluate, report."""
+    """Encode, train, sample, evaluate, measure, report; and ablations of these."""
     yield StageSpec(
         name="train",
         summary="Train a text-to-image model on captioned images.",
@@ -60,6 +73,14 @@ def lens_stages() -> Iterator[StageSpec]:
         makes="scores",
     )
     yield StageSpec(
+        name="distance",
+        summary="Measure how far models' pictures of captions are from the images that the captions describe.",
+        config="lens_train.stages.distance.config:DistanceStageConfig",
+        target="lens_train.stages.distance.stage:run",
+        takes=("model", "captions"),
+        makes="scores",
+    )
+    yield StageSpec(
         name="report",
         summary="Write one page about a run: pictures, curves, tables, lineage.",
         config="lens_train.stages.report.config:ReportStageConfig",
@@ -67,11 +88,28 @@ def lens_stages() -> Iterator[StageSpec]:
         takes=("model", "samples", "scores"),
         makes="report",
     )
+    yield StageSpec(
+        name="ablate",
+        summary="Run the same small pipeline for arms that differ by a few settings, with several seeds.",
+        config="lens_train.stages.ablate.config:AblateStageConfig",
+        target="lens_train.stages.ablate.stage:run",
+        fingerprint="lens_train.stages.ablate.stage:fingerprint",
+        takes=("captions", "images", "latents", "model"),
+        makes="ablation",
+    )
+    yield StageSpec(
+        name="ablation-report",
+        summary="Write what ablations showed: tables, figures, a page, with intervals.",
+        config="lens_train.stages.ablation_report.config:AblationReportStageConfig",
+        target="lens_train.stages.ablation_report.stage:run",
+        takes=("ablation",),
+        makes="report",
+    )
 
 
 @hookimpl
 def lens_commands() -> Iterator[CommandSpec]:
-    """`lens train …` and `lens plan`."""
+    """`lens train …`, `lens plan` and `lens evaluate`."""
     yield CommandSpec(
         name="train",
         summary="Ask training runs about themselves; `lens run` is what trains.",
@@ -81,4 +119,9 @@ def lens_commands() -> Iterator[CommandSpec]:
         name="plan",
         summary="Say what a recipe's training takes: memory, FLOPs, time on 1 to 512 GPUs.",
         target="lens_train.estimate.cli:app",
+    )
+    yield CommandSpec(
+        name="evaluate",
+        summary="Measure how well a model follows prompts: scenes, GenEval, DPG-Bench.",
+        target="lens_train.evaluation.cli:app",
     )

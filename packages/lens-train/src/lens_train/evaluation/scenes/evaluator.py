@@ -54,7 +54,7 @@ class ScenesEvaluator:
 
     def score(self, task: EvalTask, image: np.ndarray) -> bool:
         """Whether the picture shows what the task's skill asks of it."""
-        return _holds(task.skill, Scene.from_json(task.truth["scene"]), detect(image))
+        return _holds(task.skills[0], Scene.from_json(task.truth["scene"]), detect(image))
 
     def _task(self, skill: Skill, number: int) -> EvalTask:
         counts = _NUM_OBJECTS[skill]

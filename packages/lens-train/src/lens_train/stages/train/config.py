@@ -40,7 +40,7 @@ class TrainStageConfig(StageConfig):
     start: str | None = Field(
         None, description="A model folder or URL to go on from; its parts replace `model` and its companions."
     )
-    budget: Budget = Field(description="How long: exactly one of flops, steps, minutes.")
+    budget: Budget = Field(description="How long: exactly one of flops, steps, samples, tokens, minutes.")
     method: MethodConfig = Field(FullMethod(), description="What is moved: every weight, or an adapter beside them.")
     model: ModelField = Field("lens", validate_default=True, description="The denoiser.")
     autoencoder: AutoencoderField = Field("pixels", validate_default=True, description="Between pixels and tokens.")

@@ -12,6 +12,7 @@ from lens_core.diffusion.device import pick_device
 from lens_core.errors import ConfigError
 from lens_core.storage import urls
 from lens_train.checkpoint.store import CheckpointStore
+from lens_train.checkpoint.writing import writing
 from lens_train.data.autoencoder_identity import identity
 from lens_train.data.text import Captions
 from lens_train.data.training_set import captions_by_key, latents_of, open_training_set, pictures_of
@@ -66,31 +67,34 @@ def run(config: TrainStageConfig, context: StageContext) -> dict[str, Any]:
     folder = context.output.local_dir("model")
     shutil.rmtree(folder)
     parents = [{"name": made.name, "type": made.type, "hash": made.hash} for made in context.inputs]
-    with trainer.ema.swapped():
-        parts.save(folder, config, trainer.world, image_size=image_size, parents=parents)
     stats = _stats(trainer, parts.image_size or image_size)
-    if trainer.world.is_main:
-        adapter = config.method.kind if isinstance(config.method, LoraMethod) else None
-        grids = sorted((context.state_dir / SAMPLES).glob("*.png"))
-        card = model_card(
-            context.name,
-            stats=stats,
-            parents=parents,
-            licence=config.licence,
-            start=parts.start,
-            adapter=adapter,
-            grid=f"{SAMPLES}/{grids[-1].name}" if grids else None,
-        )
-        (folder / "README.md").write_text(card, encoding="utf-8")
-        # Copied, not moved: a run killed before its manifest is written goes on from the state, which needs them whole.
-        shutil.copy(context.state_dir / METRICS, folder)
-        if config.watch.tensorboard:
-            shutil.copytree(context.state_dir / TENSORBOARD, folder / TENSORBOARD)
-        for name in (SAMPLES, TRACES):
-            if (context.state_dir / name).exists():
-                shutil.copytree(context.state_dir / name, folder / name)
-        context.output.add_folder("", folder)
+    with trainer.store.beside(), writing(folder):
+        with trainer.ema.swapped():
+            parts.save(folder, config, trainer.world, image_size=image_size, parents=parents)
+        if trainer.world.is_main:
+            grids = sorted((context.state_dir / SAMPLES).glob("*.png"))
+            card = model_card(
+                context.name,
+                stats=stats,
+                parents=parents,
+                licence=config.licence,
+                start=parts.start,
+                adapter=config.method.kind if isinstance(config.method, LoraMethod) else None,
+                grid=f"{SAMPLES}/{grids[-1].name}" if grids else None,
+            )
+            _fill(folder, card, context)
     return stats
+
+
+def _fill(folder: Path, card: str, context: StageContext) -> None:
+    """Put what the run left beside its model into the folder, and hand it in."""
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    # Copied, not moved: a run killed before its manifest is written goes on from the state, which needs them whole.
+    shutil.copy(context.state_dir / METRICS, folder)
+    for name in (TENSORBOARD, SAMPLES, TRACES):
+        if (context.state_dir / name).exists():
+            shutil.copytree(context.state_dir / name, folder / name)
+    context.output.add_folder("", folder)
 
 
 def _stats(trainer: Trainer, image_size: tuple[int, int]) -> dict[str, Any]:

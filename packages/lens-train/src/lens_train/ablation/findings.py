@@ -1,0 +1,217 @@
+"""What follows from the measurements: every number of the report, for its tables and its figures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lens_core.errors import ConfigError
+from lens_train.ablation.measurements import ALL, OWN, Ablation, find_arm
+from lens_train.ablation.scaling import BreakEven, Factor, Point, break_even, equivalent_scale
+from lens_train.ablation.statistics import SEEDS_TO_CLAIM, Difference, Estimate, accuracy, differences, holm
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from lens_train.stages.ablation_report.config import AblationReportStageConfig, AxisConfig, NoiseConfig
+
+__all__ = ["Axis", "Comparison", "Findings", "Noise", "Result", "find"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """An arm's accuracy at a skill, asked in some style.
+
+    Args:
+        arm: whose.
+        prompts: `OWN`, `ALL` or a style.
+        skill: which.
+        seeds: accuracy by seed.
+        accuracy: over seeds.
+        difference: to the baseline (asked in its own style where this arm is in its own); None for the baseline.
+        p: of the difference, by Holm over the skills.
+        claimable: whether both have seeds enough to claim anything.
+    """
+
+    arm: str
+    prompts: str
+    skill: str
+    seeds: Mapping[int, float]
+    accuracy: Estimate
+    difference: Difference | None
+    p: float | None
+    claimable: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """An ablation's arms against a baseline.
+
+    Args:
+        ablation: whose arms.
+        baseline: ARM, or ABLATION/ARM where it is another's.
+        results: by arm, prompts and skill.
+        dollars: what captions of all training images would have cost, by arm, where words and images are known.
+    """
+
+    ablation: Ablation
+    baseline: str
+    results: Mapping[tuple[str, str, str], Result]
+    dollars: Mapping[str, float]
+
+    def flops_apart(self) -> float | None:
+        """How far the arms' mean training FLOPs lie apart, as a share; None if they are not known."""
+        flops = [known for arm in self.ablation.arms if (known := self.ablation.known(arm, "training_flops"))]
+        return max(flops) / min(flops) - 1 if flops else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Axis:
+    """Two kinds of caption along an axis, at a skill."""
+
+    config: AxisConfig
+    skill: str
+    long: Sequence[Point]
+    short: Sequence[Point]
+    factor: Factor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noise:
+    """Accuracy under more and more mistakes, at a skill; `clean` is the arm with the fewest, `rival` the other one."""
+
+    config: NoiseConfig
+    skill: str
+    points: Sequence[Point]
+    clean: str
+    rival: str
+    rival_values: Sequence[float]
+    cancelled: BreakEven
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """Everything."""
+
+    comparisons: Sequence[Comparison]
+    axes: Sequence[Axis]
+    noise: Sequence[Noise]
+
+
+def find(ablations: Mapping[str, Ablation], config: AblationReportStageConfig) -> Findings:
+    """Compute everything.
+
+    Args:
+        ablations: by name, the main one first.
+        config: of the report.
+
+    Raises:
+        ConfigError: it names an ablation, arm or skill that is not there.
+    """
+    strange = set(config.baselines) - set(ablations)
+    if strange:
+        raise ConfigError(f"baselines name {', '.join(sorted(strange))}, but the sources are {', '.join(ablations)}")
+    main = next(iter(ablations.values()))
+    missing = [skill for skill in config.headline if skill not in main.skills]
+    if missing:
+        known = ", ".join(main.skills) or "none"
+        raise ConfigError(f"headline names the skill {missing[0]!r}, but {main.name} was judged on {known}")
+    return Findings(
+        comparisons=[_compare(ablations, ablation, config) for ablation in ablations.values()],
+        axes=[_axis(ablations, axis, skill) for axis in config.axes for skill in config.headline],
+        noise=[_noise(ablations, noise, skill) for noise in config.noise for skill in config.headline],
+    )
+
+
+def _compare(ablations: Mapping[str, Ablation], ablation: Ablation, config: AblationReportStageConfig) -> Comparison:
+    baseline = config.baselines.get(ablation.name, next(iter(ablation.arms)))
+    base, base_arm = find_arm(ablations, baseline, near=ablation.name)
+    found = [r for prompts in (OWN, ALL, *ablation.styles) for r in _results(ablation, prompts, base, base_arm)]
+    dollars = {}
+    for arm in ablation.arms:
+        words, images = ablation.known(arm, "caption_words"), ablation.known(arm, "training_images")
+        seen = ablation.known(arm, "samples")
+        if words is not None and images is not None and seen is not None:
+            dollars[arm] = min(images, seen) * config.prices.of_caption(words)
+    return Comparison(
+        ablation=ablation, baseline=baseline, results={(r.arm, r.prompts, r.skill): r for r in found}, dollars=dollars
+    )
+
+
+def _results(ablation: Ablation, prompts: str, base: Ablation, base_arm: str) -> list[Result]:
+    """Of every arm and skill, asked in some style; p values by Holm over the skills of an arm."""
+    counts = {
+        (arm, skill): found
+        for arm in ablation.arms
+        for skill in ablation.skills
+        if (found := ablation.counts(arm, skill, prompts))
+    }
+    others = {skill: base.counts(base_arm, skill, prompts) for skill in ablation.skills}
+    apart: dict[tuple[str, str], Difference] = {}
+    for skill in ablation.skills:
+        arms = {arm: found for (arm, of), found in counts.items() if of == skill}
+        if ablation is base:
+            arms.pop(base_arm, None)
+        if others[skill]:
+            apart |= {(arm, skill): found for arm, found in differences(arms, others[skill]).items()}
+    p: dict[tuple[str, str], float] = {}
+    for arm in ablation.arms:
+        alone = {key: found.p for key, found in apart.items() if key[0] == arm and found.p is not None}
+        p |= holm(alone)
+    return [
+        Result(
+            arm=arm,
+            prompts=prompts,
+            skill=skill,
+            seeds={seed: count.share for seed, count in found.items()},
+            accuracy=accuracy(found),
+            difference=apart.get((arm, skill)),
+            p=p.get((arm, skill)),
+            claimable=min(len(found), len(others[skill])) >= SEEDS_TO_CLAIM,
+        )
+        for (arm, skill), found in counts.items()
+    ]
+
+
+def _axis(ablations: Mapping[str, Ablation], axis: AxisConfig, skill: str) -> Axis:
+    def points(arms: Sequence[str]) -> list[Point]:
+        found = []
+        for reference in arms:
+            ablation, arm = find_arm(ablations, reference)
+            x = ablation.known(arm, axis.metric)
+            if x is None:
+                raise ConfigError(f"the axis {axis.label!r} needs {axis.metric}, which {reference} does not tell")
+            found.append(Point(x=x, values=_own(ablation, arm, skill)))
+        if len({point.x for point in found}) < len(found):
+            raise ConfigError(f"the axis {axis.label!r} has two of {', '.join(arms)} at the same place")
+        return sorted(found, key=lambda point: point.x)
+
+    long, short = points(axis.long.arms), points(axis.short.arms)
+    return Axis(config=axis, skill=skill, long=long, short=short, factor=equivalent_scale(long, short))
+
+
+def _noise(ablations: Mapping[str, Ablation], noise: NoiseConfig, skill: str) -> Noise:
+    arms = {share: find_arm(ablations, reference) for reference, share in noise.shares.items()}
+    if len(arms) < len(noise.shares):
+        raise ConfigError(f"of the noise {noise.label!r}, two arms have the same share of mistakes")
+    if min(arms) > 0:
+        raise ConfigError(f"the noise {noise.label!r} needs an arm without mistakes: one with the share 0")
+    points = [Point(x=share, values=_own(*arms[share], skill)) for share in sorted(arms)]
+    rival = find_arm(ablations, noise.rival)
+    values = _own(*rival, skill)
+    return Noise(
+        config=noise,
+        skill=skill,
+        points=points,
+        clean=arms[min(arms)][1],
+        rival=rival[1],
+        rival_values=values,
+        cancelled=break_even(points, values),
+    )
+
+
+def _own(ablation: Ablation, arm: str, skill: str) -> tuple[float, ...]:
+    counts = ablation.counts(arm, skill, OWN)
+    if not counts:
+        raise ConfigError(f"{ablation.name}/{arm} was not judged on {skill!r} in a style of its own")
+    return tuple(count.share for count in counts.values())

@@ -1,0 +1,192 @@
+"""What the report says, in which order: the one table first, then what was shown and what was not, then the rest."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lens_train.ablation.figures.accuracy import overview_figure, skills_figure, styles_figure
+from lens_train.ablation.figures.look import colours_of
+from lens_train.ablation.figures.pictures import pictures_figure
+from lens_train.ablation.figures.scale import axis_figure, noise_figure
+from lens_train.ablation.figures.training import learning_figure
+from lens_train.ablation.page import Figure, Section
+from lens_train.ablation.sentences import equalised, skill_words, told_break_even, told_factor, verdicts
+from lens_train.ablation.tables import (
+    arms_table,
+    axis_table,
+    cost_table,
+    distance_table,
+    noise_table,
+    skills_table,
+    styles_table,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from lens_train.ablation.findings import Comparison, Findings
+    from lens_train.stages.ablation_report.config import AblationReportStageConfig
+
+__all__ = ["sections_of"]
+
+
+def sections_of(findings: Findings, config: AblationReportStageConfig) -> list[Section]:
+    """The sections of the report.
+
+    Args:
+        findings: all numbers.
+        config: of the report.
+    """
+    main, *others = findings.comparisons
+    arms = [arm for made in findings.comparisons for arm in made.ablation.arms]
+    kinds = [kind.name for axis in config.axes for kind in (axis.long, axis.short)]
+    colours = colours_of([*arms, *kinds])
+    shown, rest = verdicts(findings, config.headline)
+    axis = next((axis for axis in findings.axes if axis.skill == config.headline[-1]), None)
+    overview = Figure(
+        file="overview.png",
+        png=overview_figure(config.title, main, colours, config.headline, axis),
+        alt=f"Accuracy of {', '.join(main.ablation.arms)} with intervals; the numbers stand in the table.",
+    )
+    return [
+        Section(
+            title="In one table",
+            text=equalised(main),
+            tables=[arms_table(main, config.headline)],
+            figures=[overview],
+        ),
+        Section(title="What was shown", points=shown or ["Nothing that was tested."]),
+        Section(title="What was not shown", points=rest or ["Nothing that was tested."]),
+        *_of_axes(findings, config, colours),
+        *_of_noise(findings, config, colours),
+        *(s for made in [main, *others] for s in _of_ablation(made, config, colours, is_main=made is main)),
+    ]
+
+
+def _of_axes(findings: Findings, config: AblationReportStageConfig, colours: Mapping[str, str]) -> Iterator[Section]:
+    for number, axis in enumerate(config.axes):
+        found = [entry for entry in findings.axes if entry.config is axis]
+        long, short = axis.long.name, axis.short.name
+        caption = (
+            "Curves: isotonic fits of the means, with 95 % intervals; dots: seeds. The arrow leads from "
+            f"{long} to {short} of the same accuracy."
+        )
+        yield Section(
+            title=f"What {long} is worth in {axis.label}",
+            text=f"How many times the {axis.label} must grow for {short} to be as accurate as {long}, read only at "
+            "accuracies that both reach in the range measured.",
+            points=[f"{skill_words(entry.skill)}: {told_factor(entry.factor)}" for entry in found],
+            tables=[axis_table(found)],
+            figures=[
+                Figure(
+                    file=f"scale-{number + 1}.png",
+                    png=axis_figure(found, colours),
+                    alt=f"Accuracy against {axis.label} for {long} and {short}.",
+                    caption=caption,
+                )
+            ],
+        )
+
+
+def _of_noise(findings: Findings, config: AblationReportStageConfig, colours: Mapping[str, str]) -> Iterator[Section]:
+    for number, noise in enumerate(config.noise):
+        found = [entry for entry in findings.noise if entry.config is noise]
+        yield Section(
+            title=f"What mistakes cost: {noise.label}",
+            text=f"Where accuracy falls to that of {noise.rival}, its gain is cancelled. The fit never rises, and "
+            "nothing is extrapolated.",
+            points=[f"{skill_words(entry.skill)}: {told_break_even(entry.cancelled)}" for entry in found],
+            tables=[noise_table(found)],
+            figures=[
+                Figure(
+                    file=f"noise-{number + 1}.png",
+                    png=noise_figure(found, colours),
+                    alt=f"Accuracy against the {noise.label}, and the accuracy of {noise.rival}.",
+                    caption="Solid: the fit with its 95 % interval; dots: seeds; dashed: the rival; thin: its seeds.",
+                )
+            ],
+        )
+
+
+def _of_ablation(
+    made: Comparison, config: AblationReportStageConfig, colours: Mapping[str, str], *, is_main: bool
+) -> Iterator[Section]:
+    name = made.ablation.name
+    if not is_main:
+        yield Section(title=f"{name}: the arms", text=equalised(made), tables=[arms_table(made, config.headline)])
+    if made.results:
+        yield from _of_accuracies(made, colours, is_main=is_main)
+    if made.ablation.distances:
+        yield Section(title=f"{name}: distance from real images", tables=[distance_table(made)])
+    yield Section(
+        title=f"{name}: training and what it cost",
+        text="Losses of arms with different captions do not compare: a caption that says more leaves less to guess. "
+        f"Caption dollars are hypothetical: what the captions of the distinct images seen so far would have cost by "
+        f"{config.prices.name} ({config.prices.input_per_million:g} and {config.prices.output_per_million:g} USD per "
+        f"million tokens of input and output, {config.prices.image_tokens:g} tokens an image, "
+        f"{config.prices.tokens_per_word:g} a word).",
+        tables=[cost_table(made)],
+        figures=list(_training_figures(made, config, colours)) if is_main else [],
+    )
+    shown = pictures_figure(made.ablation.pictures, config.pictures)
+    if shown:
+        yield Section(
+            title=f"{name}: the same prompts and noise",
+            figures=[
+                Figure(
+                    file=f"{name}-pictures.png",
+                    png=shown,
+                    alt=f"Pictures of the same prompts, a column each for {', '.join(made.ablation.pictures)}.",
+                    caption=f"Seed {made.ablation.seeds[0]} of each arm; not chosen.",
+                )
+            ],
+        )
+
+
+def _of_accuracies(made: Comparison, colours: Mapping[str, str], *, is_main: bool) -> Iterator[Section]:
+    name = made.ablation.name
+    yield Section(
+        title=f"{name}: every skill",
+        tables=[skills_table(made)],
+        figures=[
+            Figure(
+                file=f"{name}-skills.png",
+                png=skills_figure(made, colours),
+                alt="Accuracy by skill and arm, and its difference to the baseline; the numbers stand in the table.",
+                caption="Left, hollow: exploratory. Right, filled: p < 0.05 after Holm over the skills.",
+            )
+        ],
+    )
+    yield Section(
+        title=f"{name}: asked in every style",
+        text="A model may win because its prompts look like its captions. Here all arms answer prompts of all styles.",
+        tables=[styles_table(made)],
+        figures=[_styles_of(made)] if is_main else [],
+    )
+
+
+def _styles_of(made: Comparison) -> Figure:
+    return Figure(
+        file=f"{made.ablation.name}-styles.png",
+        png=styles_figure(made),
+        alt="Accuracy by arm and prompt style, a panel a skill; the numbers stand in the table.",
+        caption="Per cent; rows: arms, columns: styles of prompts. Framed: the style that is the arm's own.",
+    )
+
+
+def _training_figures(
+    made: Comparison, config: AblationReportStageConfig, colours: Mapping[str, str]
+) -> Iterator[Figure]:
+    wanted: list[tuple[str, str | None, str]] = [("loss", None, "loss"), ("validation_loss", None, "validation")]
+    wanted += [("score", skill, f"score-{number + 1}") for number, skill in enumerate(config.headline)]
+    for metric, skill, file in wanted:
+        drawn = learning_figure(made.ablation, metric, skill, colours, config.prices)
+        if drawn:
+            what = f"Share of {skill_words(skill)} drawn right" if skill else metric.replace("_", " ").capitalize()
+            smooth = ", smoothed" if metric == "loss" else ""
+            yield Figure(
+                file=f"{made.ablation.name}-{file}.png",
+                png=drawn,
+                alt=f"{what} during training, against what it cost.",
+                caption=f"{what} during training{smooth}. Thin: seeds; thick: their mean.",
+            )

@@ -1,0 +1,1 @@
+"""DPG-Bench and its like: dense prompts, judged by yes-or-no questions that a vision model answers."""

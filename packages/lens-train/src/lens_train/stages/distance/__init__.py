@@ -1,0 +1,1 @@
+"""Measure how far models' pictures are from real ones."""
