@@ -82,6 +82,10 @@ class Ablation:
         """Distances to real images that were measured."""
         return list(dict.fromkeys(row["skill"] for row in self.rows if row["metric"] == "distance"))
 
+    def runs(self, arm: str) -> int:
+        """How many seeds of an arm there are."""
+        return len({row["seed"] for row in self.rows if row["arm"] == arm})
+
     def counts(self, arm: str, skill: str, prompts: str) -> dict[int, Count]:
         """Right answers by seed; empty if that was not measured.
 

@@ -41,26 +41,35 @@ def sections_of(findings: Findings, config: AblationReportStageConfig) -> list[S
     arms = [arm for made in findings.comparisons for arm in made.ablation.arms]
     kinds = [kind.name for axis in config.axes for kind in (axis.long, axis.short)]
     colours = colours_of([*arms, *kinds])
-    shown, rest = verdicts(findings, config.headline)
-    axis = next((axis for axis in findings.axes if axis.skill == config.headline[-1]), None)
-    overview = Figure(
-        file="overview.png",
-        png=overview_figure(config.title, main, colours, config.headline, axis),
-        alt=f"Accuracy of {', '.join(main.ablation.arms)} with intervals; the numbers stand in the table.",
-    )
     return [
         Section(
             title="In one table",
             text=equalised(main),
             tables=[arms_table(main, config.headline)],
-            figures=[overview],
+            figures=[_overview(findings, config, colours)] if config.headline else [],
         ),
-        Section(title="What was shown", points=shown or ["Nothing that was tested."]),
-        Section(title="What was not shown", points=rest or ["Nothing that was tested."]),
+        *_of_verdicts(findings, config),
         *_of_axes(findings, config, colours),
         *_of_noise(findings, config, colours),
         *(s for made in [main, *others] for s in _of_ablation(made, config, colours, is_main=made is main)),
     ]
+
+
+def _of_verdicts(findings: Findings, config: AblationReportStageConfig) -> Iterator[Section]:
+    if config.headline:
+        shown, rest = verdicts(findings, config.headline)
+        yield Section(title="What was shown", points=shown or ["Nothing that was tested."])
+        yield Section(title="What was not shown", points=rest or ["Nothing that was tested."])
+
+
+def _overview(findings: Findings, config: AblationReportStageConfig, colours: Mapping[str, str]) -> Figure:
+    main = findings.comparisons[0]
+    axis = next((axis for axis in findings.axes if axis.skill == config.headline[-1]), None)
+    return Figure(
+        file="overview.png",
+        png=overview_figure(config.title, main, colours, config.headline, axis),
+        alt=f"Accuracy of {', '.join(main.ablation.arms)} with intervals; the numbers stand in the table.",
+    )
 
 
 def _of_axes(findings: Findings, config: AblationReportStageConfig, colours: Mapping[str, str]) -> Iterator[Section]:

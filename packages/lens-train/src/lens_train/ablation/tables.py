@@ -38,7 +38,7 @@ def arms_table(made: Comparison, skills: Sequence[str]) -> Table:
         flops = made.ablation.known(arm, "training_flops")
         row = [
             _name(made, arm),
-            str(max((result.accuracy.seeds for result in found if result), default=0)),
+            str(made.ablation.runs(arm)),
             _NONE if words is None else f"{words:.1f}",
             _NONE if bits is None else f"{bits:.1f}",
             _NONE if flops is None else f"{flops / 1e12:.4g}",
@@ -46,7 +46,7 @@ def arms_table(made: Comparison, skills: Sequence[str]) -> Table:
         for result in found:
             row += [_accuracy(result), *_difference(result)]
         rows.append(row)
-    caption = f"Words and bits of a caption; each arm asked in its own style. {_READ}"
+    caption = "Words and bits of a caption" + (f"; each arm asked in its own style. {_READ}" if skills else ".")
     return Table(caption=caption, head=head, rows=rows)
 
 

@@ -73,7 +73,9 @@ class AblationReportStageConfig(StageConfig):
         description="By ablation the arm that others are compared with: ARM, or ABLATION/ARM. Else the first arm.",
     )
     headline: list[Label] = Field(
-        ["single", "two"], min_length=1, max_length=4, description="Skills that the first table and the figures show."
+        ["single", "two"],
+        max_length=4,
+        description="Skills that the first table and the figures show; none where no evaluator judged.",
     )
     axes: list[AxisConfig] = Field(default_factory=list, max_length=8, description="Scales to compare captions along.")
     noise: list[NoiseConfig] = Field(default_factory=list, max_length=8, description="Kinds of mistakes to weigh.")
