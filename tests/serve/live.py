@@ -152,7 +152,9 @@ def live_server(settings: ServeSettings, *, send_buffer: int | None = None) -> I
     if send_buffer:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
     port = listener.getsockname()[1]
-    web = uvicorn.Server(uvicorn.Config(create_app(server), log_config=None, timeout_graceful_shutdown=10))
+    web = uvicorn.Server(
+        uvicorn.Config(create_app(server), log_config=None, timeout_graceful_shutdown=10, timeout_keep_alive=30)
+    )
     loops: queue.Queue[asyncio.AbstractEventLoop] = queue.Queue()
 
     async def serve() -> None:

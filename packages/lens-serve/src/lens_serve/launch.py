@@ -74,6 +74,8 @@ class Serving:
                 access_log=False,
                 server_header=False,
                 timeout_graceful_shutdown=5,
+                # Clients drop idle connections earlier (httpx: after 5 s); otherwise some would meet one that closes.
+                timeout_keep_alive=30,
                 http=Connection,
                 ws="none",
             )
