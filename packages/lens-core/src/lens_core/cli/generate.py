@@ -80,9 +80,7 @@ def generate_file(
             strength=strength,
             mask_HW=images.fit(_read(mask), height, width).mean(-1) >= 128 if mask else None,
         )
-    sampler = loaded.sampler
-    if steps is not None:
-        sampler = registry.parse("samplers", {**sampler.model_dump(), "steps": steps})
+    sampler = loaded.chosen_sampler(steps=steps)
     request = Request(prompt=rewritten, height=height, width=width, seed=seed, negative=negative, start=start)
     total = sampler.model_dump().get("steps")
     if total and start:

@@ -67,6 +67,15 @@ class LoadedModel:
         dtype: torch.dtype = next(self.transformer.parameters()).dtype
         return dtype
 
+    def chosen_sampler(self, sampler: ComponentConfig | None = None, steps: int | None = None) -> ComponentConfig:
+        """A sampler's config with so many steps; where nothing is said, the model's own sampler and steps.
+
+        Raises:
+            ConfigError: that sampler does not take so many steps.
+        """
+        chosen = sampler or self.sampler
+        return chosen if steps is None else self.registry.parse("samplers", {**chosen.model_dump(), "steps": steps})
+
     def to(
         self,
         device: torch.device | None = None,

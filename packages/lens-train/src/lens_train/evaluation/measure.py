@@ -90,9 +90,7 @@ def measure(
     done = 0
     for examinee in examinees:
         model = examinee.load()
-        chosen = sampler or model.sampler
-        if steps:
-            chosen = model.registry.parse("samplers", {**chosen.model_dump(), "steps": steps})
+        chosen = model.chosen_sampler(sampler, steps)
         for style in styles:
             sheet = Sheet(skills)
             asked = [(number, task) for number, task in enumerate(tasks) if style in task.prompts]

@@ -55,7 +55,8 @@ def shard(module: nn.Module, world: World, settings: ParallelConfig) -> None:
     if settings.float8:
         use_float8(blocks)
     if settings.compile and settings.activation_checkpointing == "full":
-        # The compiler cannot take a checkpoint within a block, so the denoiser lays its own around compiled blocks.
+        # The compiler cannot take a checkpoint within a block, so a denoiser that can lays its own around compiled
+        # blocks. The small text encoder cannot, and keeps what little it has.
         lay_around: Any = getattr(module, "enable_gradient_checkpointing", None)
         if lay_around is not None:
             lay_around()

@@ -142,9 +142,7 @@ def _drawn(
     on_picture: Callable[[int], None],
 ) -> list[np.ndarray]:
     """Features of the model's pictures, in the order of the prompts."""
-    sampler = config.sampler or model.sampler
-    if config.steps:
-        sampler = model.registry.parse("samplers", {**sampler.model_dump(), "steps": config.steps})
+    sampler = model.chosen_sampler(config.sampler, config.steps)
     height, width = model.image_size
     requests = [
         Request(prompt=prompt, height=height, width=width, seed=config.seed, index=number)

@@ -29,9 +29,7 @@ def run(config: SampleStageConfig, context: StageContext) -> dict[str, Any]:
     entries: list[dict[str, Any]] = []
     for artifact in context.inputs:
         model = load_model_folder(artifact.url, registry=context.registry).to(device)
-        sampler = config.sampler or model.sampler
-        if config.steps:
-            sampler = context.registry.parse("samplers", {**sampler.model_dump(), "steps": config.steps})
+        sampler = model.chosen_sampler(config.sampler, config.steps)
         height, width = config.height or model.image_size[0], config.width or model.image_size[1]
         numbers = [(p, i) for p in range(len(config.prompts)) for i in range(config.per_prompt)]
         requests = [
