@@ -13,9 +13,11 @@ import torch
 from torch import nn
 
 from lens_core.config.base import ComponentConfig
+from lens_core.config.prediction import PredictionConfig
 from lens_core.datasets.scenes.language import parse_prompt
 from lens_core.datasets.scenes.render import render
 from lens_core.datasets.scenes.world import QUADRANTS, Scene, SceneObject
+from lens_core.diffusion.model_folder import save_model_folder
 from lens_core.plugins import Offer, Plugin
 from lens_core.registry import load_registry, registry_of
 from lens_core.specs import KINDS, ModelSpec, TextEncoderSpec
@@ -87,6 +89,28 @@ class Letters(nn.Module):
     @classmethod
     def from_folder(cls, config, folder, **_):
         return cls(config)
+
+
+def oracle_folder(registry, output, *, mute=False):
+    """Put a model folder of the oracle, or of its mute sister, into an artefact."""
+    config = OracleConfig(mute=mute)
+    folder = output.local_dir("model")
+    folder.rmdir()
+    save_model_folder(
+        folder,
+        transformer=Oracle(config, in_channels=192, enc_hidden_dim=1, num_text_layers=1),
+        model=config,
+        text_encoder=Letters(LettersConfig()),
+        autoencoder=registry.build("autoencoders", registry.parse("autoencoders", "pixels")),
+        sampler=registry.parse("samplers", {"type": "flow-euler", "steps": 2}),
+        prediction=PredictionConfig(type="x"),
+        image_size=(32, 32),
+        guidance=1.0,
+        guidance_rescale=False,
+        parents=[],
+        licence="",
+    )
+    output.add_folder("", folder)
 
 
 def registry_with_oracle():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 from collections import Counter
+from functools import partial
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -12,13 +13,12 @@ import pytest
 import scipy.stats
 from PIL import Image
 
-from lens_core.config.prediction import PredictionConfig
-from lens_core.diffusion.model_folder import load_model_folder, save_model_folder
+from lens_core.diffusion.model_folder import load_model_folder
 from lens_core.diffusion.text_to_image import Request, generate
 from lens_core.storage.artifacts import load_artifact
 from lens_train.evaluation.scenes.config import SKILLS
 from lens_train.stages.evaluate.stage import ANSWERS, SCORES, own_style
-from train.oracle import Letters, LettersConfig, Oracle, OracleConfig, drawn, registry_with_oracle
+from train.oracle import drawn, oracle_folder, registry_with_oracle
 
 STYLES = ["alt-text", "brief", "dense"]
 PER_SKILL = 5
@@ -34,27 +34,7 @@ def oracle(registry, publish_for_all):
     """Publish a model that draws what it is told, or nothing: `oracle(name, captions, mute=True)`."""
 
     def make(name, captions, *, mute=False):
-        config = OracleConfig(mute=mute)
-
-        def fill(output):
-            folder = output.local_dir("model")
-            folder.rmdir()
-            save_model_folder(
-                folder,
-                transformer=Oracle(config, in_channels=192, enc_hidden_dim=1, num_text_layers=1),
-                model=config,
-                text_encoder=Letters(LettersConfig()),
-                autoencoder=registry.build("autoencoders", registry.parse("autoencoders", "pixels")),
-                sampler=registry.parse("samplers", {"type": "flow-euler", "steps": 2}),
-                prediction=PredictionConfig(type="x"),
-                image_size=(32, 32),
-                guidance=1.0,
-                guidance_rescale=False,
-                parents=[],
-                licence="",
-            )
-            output.add_folder("", folder)
-
+        fill = partial(oracle_folder, registry, mute=mute)
         return publish_for_all("model", name, fill, parents=[captions])
 
     return make

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+from functools import partial
 
 import numpy as np
 import pytest
 
 from core.vision_models import vit
-from lens_core.config.prediction import PredictionConfig
-from lens_core.diffusion.model_folder import save_model_folder
 from lens_core.errors import ConfigError, LensError
 from lens_core.images import decode
 from lens_core.pipeline.progress import Progress
@@ -18,7 +17,7 @@ from lens_core.storage.captions import read_captions
 from lens_core.storage.shards import ShardReader
 from lens_train.evaluation.distances import frechet_distance, kernel_distance
 from lens_train.evaluation.features import features_by
-from train.oracle import Letters, LettersConfig, Oracle, OracleConfig, drawn, registry_with_oracle
+from train.oracle import drawn, oracle_folder, registry_with_oracle
 
 
 @pytest.fixture(scope="module")
@@ -31,27 +30,7 @@ def models(registry, scenes, publish_for_all):
     """Both are said to be trained on the scenes with brief captions."""
 
     def make(name, *, mute):
-        config = OracleConfig(mute=mute)
-
-        def fill(output):
-            folder = output.local_dir("model")
-            folder.rmdir()
-            save_model_folder(
-                folder,
-                transformer=Oracle(config, in_channels=192, enc_hidden_dim=1, num_text_layers=1),
-                model=config,
-                text_encoder=Letters(LettersConfig()),
-                autoencoder=registry.build("autoencoders", registry.parse("autoencoders", "pixels")),
-                sampler=registry.parse("samplers", {"type": "flow-euler", "steps": 2}),
-                prediction=PredictionConfig(type="x"),
-                image_size=(32, 32),
-                guidance=1.0,
-                guidance_rescale=False,
-                parents=[],
-                licence="",
-            )
-            output.add_folder("", folder)
-
+        fill = partial(oracle_folder, registry, mute=mute)
         return publish_for_all("model", name, fill, parents=[scenes["brief"]])
 
     return [make("draws", mute=False), make("mute", mute=True)]
