@@ -5,6 +5,7 @@
     python benchmarks/serve.py soak --seconds 1800
     python benchmarks/serve.py cancels --count 1000
     python benchmarks/serve.py readers --count 500
+    python benchmarks/serve.py losses --count 3
 
 The model is the preset "nano" (4.3 M parameters) and computes on one core; clients, which send at their times whatever
 the server does, share the other cores with the process that answers. So figures are of this machine, and what compares
@@ -27,6 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from serve_load.leaving import cancels, readers
+from serve_load.loss import losses
 from serve_load.overload import overload
 from serve_load.policies import LOADS, compare
 from serve_load.running import nano_model
@@ -59,6 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command = commands.add_parser("readers", parents=[common], help="streams that nobody reads")
     command.add_argument("--count", type=int, default=500)
     command.add_argument("--seconds", type=float, default=20.0, help="of each half")
+    command = commands.add_parser("losses", parents=[common], help="engines that are killed")
+    command.add_argument("--count", type=int, default=3, help="times")
     options = parser.parse_args(arguments)
     about = {
         "began": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -93,6 +97,8 @@ async def _run(options: argparse.Namespace, folder: Path, model: Path) -> dict[s
             return await soak(folder, model, seconds=options.seconds)
         case "cancels":
             return await cancels(folder, model, count=options.count)
+        case "losses":
+            return await losses(folder, model, count=options.count)
         case _:
             return await readers(folder, model, count=options.count, seconds=options.seconds)
 

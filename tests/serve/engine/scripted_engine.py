@@ -7,6 +7,7 @@
     garbage    sends what is no frame
     fail       fails the job
     shout      writes to its standard error
+    learn      says that work takes twice as long as thought
     anything else is drawn: all pixels are the seed; a step takes `STEP_S`
 
 Options before the usual ones: `--refuse` ends as for a bad model folder; `--mute` never becomes ready; `--child` starts
@@ -18,6 +19,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -27,6 +29,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from lens_serve.config import ServeSettings
@@ -60,6 +63,7 @@ COSTS = Costs(
     decode_s=0.25,
     decode_pixel_s=0.0,
 )
+LEARNT = msgspec.structs.replace(COSTS, corrections={"tick:64": 2.0}, error=0.7)
 INFO = ModelInfo(name="lens", hash=None, height=32, width=32, stride=4, steps=4, guidance=1.0, dtype="float32")
 
 
@@ -113,7 +117,9 @@ def main():
     for name in ("socket-fd", "memory-fd", "slots", "slot-bytes", "index"):
         parser.add_argument(f"--{name}", type=int)
     args = parser.parse_args()
-    ServeSettings.model_validate_json(sys.stdin.buffer.read())
+    told = json.loads(sys.stdin.buffer.read())
+    ServeSettings.model_validate({part: told[part] for part in ("models", "engine")})
+    known = msgspec.convert(told["costs"], dict[str, Costs])
     if args.refuse:
         sys.stderr.write("there is no model folder anywhere\n")
         sys.exit(2)
@@ -124,7 +130,7 @@ def main():
         time.sleep(args.seconds)
         while args.mute:
             channel.receive(None)
-        channel.send(Ready(device="none", models=[INFO], costs={"lens": COSTS}, knee_tokens={"lens": 96}))
+        channel.send(Ready(device="none", models=[INFO], costs=known or {"lens": COSTS}, knee_tokens={"lens": 96}))
         Scripted(channel, Slots(args.memory_fd, args.slots, args.slot_bytes)).run()
 
 
@@ -147,8 +153,9 @@ class Scripted:
             for job in list(self.jobs.values()):
                 self.step(job)
 
-    def beat(self, doing, expected_s):
-        self.channel.send(Heartbeat(doing=doing, expected_s=expected_s, tick=0, running=len(self.jobs), waiting=0))
+    def beat(self, doing, expected_s, **others):
+        count = {"tick": 0, "running": len(self.jobs), "waiting": 0}
+        self.channel.send(Heartbeat(doing=doing, expected_s=expected_s, **count, **others))
 
     def step(self, job):
         words = job.prompt.split()
@@ -173,6 +180,8 @@ class Scripted:
             os.write(self.channel._socket.fileno(), b"\xff" * 100)
         if "shout" in words:
             sys.stderr.write("one line\nand half a")
+        if "learn" in words:
+            self.beat("step", 1.0, costs={"lens": LEARNT})
         if "fail" in words:
             del self.jobs[job.id]
             self.channel.send(Failed(id=job.id, reason="invalid", message="no"))

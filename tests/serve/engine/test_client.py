@@ -18,7 +18,7 @@ from lens_serve.engine.client import EngineClient
 from lens_serve.engine.events import EngineError, EngineLostError, Glimpse, Mailbox, Picture, Step
 from lens_serve.engine.forecast import Forecast
 from serve.engine.process import children
-from serve.engine.scripted_engine import COMMAND, INFO, draw, running, settings, until
+from serve.engine.scripted_engine import COMMAND, COSTS, INFO, LEARNT, draw, running, settings, until
 
 
 @pytest.fixture(autouse=True)
@@ -238,6 +238,19 @@ def test_health_resets_the_pause(quick, monkeypatch, capfd):
 
     asyncio.run(scenario())
     assert capfd.readouterr().err.count("ended; another is started in 0.01 s") == 3
+
+
+def test_what_an_engine_learnt_is_told_to_its_successor(quick):
+    async def scenario():
+        async with running(one()) as client:
+            assert client.said.costs == {"lens": COSTS}
+            await draw_with(client, "learn", steps=1)
+            first = client.said
+            os.kill(client.pid, signal.SIGKILL)
+            await until(lambda: client.is_ready and client.said is not first)
+            assert client.said.costs == {"lens": LEARNT}
+
+    asyncio.run(scenario())
 
 
 def test_what_an_engine_writes_is_passed_on_line_by_line(quick, capfd):

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 
+import msgspec
 import numpy as np
 import pytest
 
 from serve.engine.bench import drawn_alone
 from serve.engine.process import EngineProcess, draw_of, settings_of
+from serve.engine.scripted_engine import COSTS
 
 
 def test_it_says_what_it_has_and_ends_with_its_parent(tiny_folder, tiny_loras):
@@ -30,6 +33,19 @@ def test_it_says_what_it_has_and_ends_with_its_parent(tiny_folder, tiny_loras):
         np.testing.assert_array_equal(told.picture, drawn_alone(tiny_folder, draw_of("a")))
         engine.channel.close()
         assert engine.ended()[0] == 0
+
+
+def test_what_an_engine_before_it_learnt_is_not_measured_again(tiny_folder):
+    learnt = {**msgspec.to_builtins(COSTS), "corrections": {"tick:16": 1.5}, "error": 0.25}
+    settings = settings_of(tiny_folder, tiny_folder, warm_up=True).model_dump(mode="json")
+    text = json.dumps({**settings, "costs": {"lens": learnt}, "knee_tokens": {"lens": 77}})
+    with EngineProcess(text) as engine:
+        ready = engine.until_ready()
+        assert msgspec.to_builtins(ready.costs["lens"]) == learnt
+        assert ready.knee_tokens["lens"] == 77
+        assert ready.costs["lens-1"].flops_per_s > COSTS.flops_per_s  # nobody knew the other's
+        (told,) = engine.drawn(draw_of("a", tier="exact"))
+        np.testing.assert_array_equal(told.picture, drawn_alone(tiny_folder, draw_of("a")))
 
 
 @pytest.mark.parametrize("engine", [{"threads": 3}, {"threads": None}, {"threads": None, "replicas": 2}], ids=str)

@@ -1,12 +1,13 @@
 """The process of an engine: `python -m lens_serve.engine`, started by `lens_serve.engine.client` and nobody else.
 
-    stdin           the settings: JSON of a `ServeSettings`, of which it reads `models` and `engine`
+    stdin           JSON: `models` and `engine` of a `ServeSettings`; and `costs` and `knee_tokens`, by model, as an
+                    engine before this one has reported them: they are not measured again
     --socket-fd     one end of a socket pair, for frames (see `messages`)
     --memory-fd     memory of `--slots` times `--slot-bytes` bytes, for pictures (see `wire.Slots`)
     --index         which of the replicas it is: each takes a GPU of its own
 
-It says `Ready` first, when its models are loaded and measured; until then it says nothing. It ends when the other end
-of the socket is closed, at once, even amid a call: nobody would want the result.
+It says `Ready` first, when its models are loaded and their costs known; until then it says nothing. It ends when the
+other end of the socket is closed, at once, even amid a call: nobody would want the result.
 
 Exit codes: 0 nobody is left to work for; 2 a mistake in the settings or in a model, which another start
 would not cure, told in one line on stderr; 1 anything else: a lost device, or a traceback.
@@ -22,8 +23,9 @@ import signal
 import socket
 import sys
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import msgspec
 import torch
 from pydantic import BaseModel, ValidationError
 
@@ -35,7 +37,7 @@ from lens_serve.engine import calibration
 from lens_serve.engine.cost import CostModel
 from lens_serve.engine.loaded import EngineModel
 from lens_serve.engine.loop import Engine
-from lens_serve.engine.messages import Ready, ToEngine
+from lens_serve.engine.messages import Costs, Ready, ToEngine
 from lens_serve.engine.wire import Channel, ChannelClosedError, Slots
 
 if TYPE_CHECKING:
@@ -45,10 +47,12 @@ __all__ = ["main"]
 
 
 class _Settings(BaseModel):
-    """What an engine reads of a server's settings."""
+    """What an engine is told before it starts."""
 
     models: list[ServedModel]
     engine: EngineSettings
+    costs: dict[str, Any] = {}
+    knee_tokens: dict[str, int] = {}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -82,15 +86,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _start(settings: _Settings, channel: Channel, slots: Slots, index: int) -> Engine:
-    """Load and measure the models, and say so."""
+    """Load the models, measure those whose costs nobody knows, and say so."""
     device = _device(settings.engine, index)
     registry = load_registry()
     models = {served.name: EngineModel.load(served, registry, device) for served in settings.models}
     measure = calibration.measured if settings.engine.warm_up else calibration.assumed
-    costs, knees = {}, {}
+    costs, knees = msgspec.convert(settings.costs, dict[str, Costs]), dict(settings.knee_tokens)
     for name, model in models.items():
-        costs[name], knees[name] = measure(model.loaded)
-        knees[name] = settings.engine.knee_tokens or knees[name]
+        if name not in costs:
+            costs[name], knee = measure(model.loaded)
+            knees[name] = settings.engine.knee_tokens or knee
+        elif settings.engine.warm_up:
+            calibration.warm_up(model.loaded)
     channel.send(
         Ready(
             device=str(device),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from lens_core.diffusion.loaded_model import LoadedModel
 
-__all__ = ["assumed", "flops_of", "measured", "synchronize"]
+__all__ = ["assumed", "flops_of", "measured", "synchronize", "warm_up"]
 
 BUDGET_S = 1.0
 """For ticks; a call of the model's own size is made even if it takes longer."""
@@ -40,21 +41,16 @@ PROMPTS = [
 
 def measured(model: LoadedModel) -> tuple[Costs, int]:
     """Costs, and the knee: the fewest tokens that fill the device; see `cost.calibrate`."""
-    height, width = model.image_size
+    own = warm_up(model)
     with torch.inference_mode():
-        (request,) = encode(model, [Request(prompt=PROMPTS[0], height=height, width=width)], guidance=1.0)
-        assert request.text is not None
-        text_tokens = len(request.text[0])
-        costs = _measured_ends(model, text_tokens)
-        own = Branch(image_tokens=_tokens(model, 1), text_tokens=text_tokens)
+        costs = _measured_ends(model, own.text_tokens)
 
         def measure(sequences: list[Branch]) -> float:
             return _tick(model, sequences)
 
-        measure([own])
         own_s = measure([own])
         repeats = REPEATS if REPEATS * own_s < BUDGET_S else 1
-        ladder = [[Branch(image_tokens=_tokens(model, part), text_tokens=text_tokens)] for part in (4, 2)] + [[own]]
+        ladder = [[replace(own, image_tokens=_tokens(model, part))] for part in (4, 2, 1)]
         spent_s = 2 * repeats * own_s
         for copies in COPIES:
             if spent_s + copies * own_s > BUDGET_S:
@@ -68,6 +64,22 @@ def measured(model: LoadedModel) -> tuple[Costs, int]:
                 break
             ladder.append([own] * copies)
         return calibrate(measure, costs, ladder, repeats=repeats)
+
+
+@torch.inference_mode()
+def warm_up(model: LoadedModel) -> Branch:
+    """Draw a picture of the model's own size in one step, so that nobody's has to wait for what first calls prepare.
+
+    Returns:
+        What its denoiser saw.
+    """
+    height, width = model.image_size
+    (request,) = encode(model, [Request(prompt=PROMPTS[0], height=height, width=width)], guidance=1.0)
+    assert request.text is not None
+    own = Branch(image_tokens=_tokens(model, 1), text_tokens=len(request.text[0]))
+    _tick(model, [own])
+    decode(model, [request], [torch.zeros(own.image_tokens, model.autoencoder.channels, device=model.device)])
+    return own
 
 
 def assumed(model: LoadedModel) -> tuple[Costs, int]:

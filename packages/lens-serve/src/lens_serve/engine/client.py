@@ -18,6 +18,7 @@ from asyncio.subprocess import DEVNULL, PIPE
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 
 from lens_core.errors import LensError
@@ -224,7 +225,9 @@ class EngineClient:
 
     def _tell_settings(self, process: Process) -> None:
         assert process.stdin is not None
-        process.stdin.write(self._settings.model_dump_json(include={"models", "engine"}).encode())
+        settings = self._settings.model_dump(mode="json", include={"models", "engine"})
+        costs = {name: cost.costs() for name, cost in self.costs.items()}  # so that a successor need not measure them
+        process.stdin.write(msgspec.json.encode({**settings, "costs": costs, "knee_tokens": self.knee_tokens}))
         process.stdin.close()
 
     async def _bury(self, process: Process, tasks: list[asyncio.Task[Any]]) -> None:
