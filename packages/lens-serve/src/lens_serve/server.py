@@ -94,7 +94,7 @@ class Server:
             settings.admission,
             predict=engines.predict_s,
             backlog_s=engines.backlog_s,
-            replicas=lambda: sum(state.is_ready for state in engines.states),
+            replicas=lambda: engines.ready_count,
         )
         return cls(
             settings=settings,

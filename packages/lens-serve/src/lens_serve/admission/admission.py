@@ -143,8 +143,7 @@ class Admission:
     @property
     def backlog_s(self) -> float:
         """Seconds of work of one engine, what is still on its way there included."""
-        on_its_way = sum(one.solo_s for one in self._inside.values() if not one.at_engine)
-        return self._engine_backlog_s() + on_its_way / self._room.replicas
+        return self._engine_backlog_s() + self._on_its_way_s()
 
     @property
     def inside(self) -> int:
@@ -176,12 +175,13 @@ class Admission:
             Refused: it cannot come in, or not now.
         """
         now = self._clock()
-        self._pace.observe(now, self._engine_backlog_s())
+        engine_backlog_s = self._engine_backlog_s()  # a sum over all jobs: once is enough
+        self._pace.observe(now, engine_backlog_s)
         self._tickets.expire(now)
         self._room.replicas = max(1, self._replicas())
         solo_s = sum(map(self._predict, draws))
         asked = self._tickets.digest(_asked(draws))
-        one = Asking(key=key, asked=asked, solo_s=solo_s, now=now, level_s=self.backlog_s)
+        one = Asking(key=key, asked=asked, solo_s=solo_s, now=now, level_s=engine_backlog_s + self._on_its_way_s())
         self._check_limits(one, len(draws))
         ends = now + self._room.ahead_s(one) / self._pace.value + solo_s
         deadline = draws[0].deadline
@@ -206,6 +206,10 @@ class Admission:
         """A request has ended, done or not."""
         if self._inside.pop(id(admitted), None) is not None and admitted.images and admitted.at_engine:
             self._pace.begin_anew()
+
+    def _on_its_way_s(self) -> float:
+        """Seconds of work for one engine that was let in and is not handed to the engines yet."""
+        return sum(one.solo_s for one in self._inside.values() if not one.at_engine) / self._room.replicas
 
     def _check_limits(self, one: Asking, images: int) -> None:
         """What holds for a key, or for everybody, however much room there is."""

@@ -111,7 +111,12 @@ class Engines:
     @property
     def is_ready(self) -> bool:
         """Whether any engine draws."""
-        return not self._stopped and any(client.is_ready for client in self._clients)
+        return not self._stopped and self.ready_count > 0
+
+    @property
+    def ready_count(self) -> int:
+        """How many engines draw."""
+        return sum(client.is_ready for client in self._clients)
 
     @property
     def models(self) -> dict[str, ModelInfo]:
