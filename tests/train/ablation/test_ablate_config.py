@@ -160,7 +160,7 @@ def test_changes_reach_what_the_cell_leaves_out(lens_registry):
     config = lens_registry.parse("stages", {**ABLATE, "arms": arms})
     (a, b) = [overlay.stages(lens_registry) for overlay in config.overlays()]
     assert (a[0].optimizer.lr, a[0].ema, a[1].evaluator.skills) == (1e-4, 0.5, ["two"])
-    assert (b[0].optimizer.lr, b[0].ema, b[1].evaluator.skills) == (3e-3, 0.99, ["single", "two"])
+    assert (b[0].optimizer.lr, b[0].ema, b[1].evaluator.skills) == (1.5e-3, 0.99, ["single", "two"])
 
 
 def test_libraries_of_the_cell_are_asked_for(check, with_fakes):

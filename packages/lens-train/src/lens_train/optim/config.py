@@ -19,8 +19,8 @@ class OptimizerConfig(Config):
         description="'muon' moves the matrices of the blocks by Muon and everything else by AdamW; 'adamw-8bit' keeps "
         "AdamW's state in 8 bits and needs lens-train[eight-bit].",
     )
-    lr: float = Field(3e-3, gt=0, description="AdamW's peak learning rate.")
-    muon_lr: float = Field(1e-2, gt=0, description="Muon's peak learning rate.")
+    lr: float = Field(1.5e-3, gt=0, description="AdamW's peak learning rate.")
+    muon_lr: float = Field(5e-3, gt=0, description="Muon's peak learning rate.")
     betas: tuple[float, float] = Field((0.9, 0.99), description="AdamW's decay rates.")
     weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay of matrices.")
     schedule: Literal["wsd", "constant", "linear", "cosine"] = Field(
