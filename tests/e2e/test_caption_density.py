@@ -1,4 +1,4 @@
-"""The experiment on captions, shrunk: the same file, three steps a training. It checks the machinery, not the claim."""
+"""The experiment on captions, shrunk: the same file, a few steps a training. It checks the machinery, not the claim."""
 
 from __future__ import annotations
 
@@ -15,9 +15,14 @@ PIPELINE = str(ROOT / "examples" / "caption-density" / "pipeline.yaml")
 COUNTS = {"images": 48, "images-1k": 24, "images-4k": 32}
 
 
+def steps_of(equal):
+    """Three steps for the usual budget."""
+    return round(float(equal["flops"]) / 7.3e12)
+
+
 @pytest.fixture(scope="module")
 def shrunk():
-    """`--set` for each stage; what an arm says of its budget goes."""
+    """`--set` for each stage: steps in place of FLOPs, and a few images."""
     sets = []
     for stage in yaml.safe_load(Path(PIPELINE).read_text())["stages"]:
         name = stage["name"]
@@ -26,7 +31,7 @@ def shrunk():
         if stage["type"] != "ablate":
             continue
         sets += [
-            f"{name}.equal={{steps: 3}}",
+            f"{name}.equal={{steps: {steps_of(stage['equal'])}}}",
             f"{name}.seeds={[0, 1] if name == 'captions' else [0]}",
             f"{name}.workers=1",
             f"{name}.cell.model.batch={{samples: 4}}",
@@ -37,14 +42,16 @@ def shrunk():
             f"{name}.cell.gallery.steps=2",
         ]
         for arm, own in stage["arms"].items():
-            kept = {path: value for path, value in own.get("set", {}).items() if path != "equal.flops"}
-            sets.append(f"{name}.arms.{arm}.set={json.dumps(kept)}")
+            changes = dict(own.get("set", {}))
+            if flops := changes.pop("equal.flops", None):
+                changes["equal.steps"] = steps_of({"flops": flops})
+            sets.append(f"{name}.arms.{arm}.set={json.dumps(changes)}")
     return sets
 
 
 def run(shrunk, folder, results):
     command = [str(Path(sys.executable).with_name("lens")), "run", PIPELINE, "--set", f"run={folder}"]
-    for name in ("captions", "noise", "sizes", "data", "exploratory"):
+    for name in ("captions", "compute", "noise", "sizes", "data", "exploratory"):
         command += ["--set", f"{name}.results={results / name}"]
     for text in shrunk:
         command += ["--set", text]
