@@ -1,0 +1,65 @@
+"""What is published of the experiment on captions follows from the rows that lie beside its pipeline."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from lens_core.config.pipeline import load_pipeline
+from lens_train.ablation.export import as_json
+from lens_train.ablation.findings import find
+from lens_train.ablation.measurements import Ablation
+from lens_train.ablation.rows import read_rows
+
+ROOT = Path(__file__).resolve().parents[2]
+PIPELINE = ROOT / "examples" / "caption-density" / "pipeline.yaml"
+FINDINGS = ROOT / "docs" / "reports" / "caption-density" / "tables" / "findings.json"
+REPORT = "first-report"
+
+
+@pytest.fixture(scope="module")
+def stages(lens_registry):
+    return {stage.name: stage for stage in load_pipeline(str(PIPELINE), lens_registry).stages}
+
+
+@pytest.fixture(scope="module")
+def ablations(stages):
+    """As the report reads them, but for their pictures."""
+    return {name: ablation_of(stages[name]) for name in stages[REPORT].sources}
+
+
+def ablation_of(stage):
+    folder = PIPELINE.parent / stage.results
+    files = [folder / f"{arm}-{seed}.parquet" for seed in stage.seeds for arm in stage.arms]
+    return Ablation(
+        name=stage.name,
+        arms={name: arm.style for name, arm in stage.arms.items()},
+        seeds=stage.seeds,
+        equal=stage.equal.model_dump(exclude_none=True),
+        rows=pa.concat_tables([read_rows(str(file)) for file in files]).to_pylist(),
+        pictures={},
+    )
+
+
+def same(one, other):
+    """Equal but for the last digits of numbers, which another machine may have other ones of."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(same, one, other))
+    return one == (pytest.approx(other, rel=1e-6, abs=1e-9) if isinstance(other, float) else other)
+
+
+def test_the_findings_are_those_of_the_rows(stages, ablations):
+    found = json.loads(json.dumps(as_json(find(ablations, stages[REPORT]))))
+    assert same(found, json.loads(FINDINGS.read_text()))
+
+
+def test_arms_of_an_ablation_cost_the_same(ablations):
+    for ablation in ablations.values():
+        for arm in ablation.arms:
+            for flops in ablation.final(arm, "training_flops").values():
+                assert flops == pytest.approx(ablation.equal["flops"], rel=0.01)
