@@ -6,8 +6,6 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Any
 
-import aiohttp
-
 from serve_load.client import Client, warm_up
 from serve_load.mix import poisson
 from serve_load.running import OPEN_DOORS, serving
@@ -67,10 +65,7 @@ async def _lose(server: Running, requests: int, turn: int) -> dict[str, Any]:
 
 async def _until_ready_is(client: Client, *, said: bool) -> None:
     while True:
-        try:
-            async with client.session.get("/health/ready") as answer:
-                if (answer.status == 200) == said:
-                    return
-        except aiohttp.ClientError:
-            pass
+        async with client.session.get("/health/ready") as answer:
+            if (answer.status == 200) == said:
+                return
         await asyncio.sleep(_LOOK_S)

@@ -15,9 +15,9 @@ PIPELINE = str(ROOT / "examples" / "caption-density" / "pipeline.yaml")
 COUNTS = {"images": 48, "images-1k": 24, "images-4k": 32}
 
 
-def steps_of(equal):
+def steps_of(flops):
     """Three steps for the usual budget."""
-    return round(float(equal["flops"]) / 7.3e12)
+    return round(float(flops) / 7.3e12)
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def shrunk():
         if stage["type"] != "ablate":
             continue
         sets += [
-            f"{name}.equal={{steps: {steps_of(stage['equal'])}}}",
+            f"{name}.equal={{steps: {steps_of(stage['equal']['flops'])}}}",
             f"{name}.seeds={[0, 1] if name == 'captions' else [0]}",
             f"{name}.workers=1",
             f"{name}.cell.model.batch={{samples: 4}}",
@@ -44,7 +44,7 @@ def shrunk():
         for arm, own in stage["arms"].items():
             changes = dict(own.get("set", {}))
             if flops := changes.pop("equal.flops", None):
-                changes["equal.steps"] = steps_of({"flops": flops})
+                changes["equal.steps"] = steps_of(flops)
             sets.append(f"{name}.arms.{arm}.set={json.dumps(changes)}")
     return sets
 
