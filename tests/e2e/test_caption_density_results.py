@@ -17,6 +17,7 @@ from lens_train.ablation.rows import read_rows
 ROOT = Path(__file__).resolve().parents[2]
 PIPELINE = ROOT / "examples" / "caption-density" / "pipeline.yaml"
 FINDINGS = ROOT / "docs" / "reports" / "caption-density" / "tables" / "findings.json"
+PAGE = ROOT / "docs" / "explanation" / "caption-density.md"
 REPORT = "first-report"
 
 
@@ -56,6 +57,21 @@ def same(one, other):
 def test_the_findings_are_those_of_the_rows(stages, ablations):
     found = json.loads(json.dumps(as_json(find(ablations, stages[REPORT]))))
     assert same(found, json.loads(FINDINGS.read_text()))
+
+
+def test_the_table_of_the_page_is_that_of_the_report():
+    """Whose cells it has, but a skill a row."""
+    rows = [line.strip("| ").split(" | ") for line in PAGE.read_text().splitlines() if line.startswith("| ")]
+    told = {row[0].split()[0]: [cell.replace("*", "") for cell in row[1:]] for row in rows if len(row) == 7}
+    report = (FINDINGS.parents[1] / "report.md").read_text().split("## captions: every skill")[1].split("## ")[0]
+    cells = {
+        tuple(row[0].split(", ")): row[1:]
+        for line in report.splitlines()
+        if len(row := line.strip("| ").split(" | ")) == 7
+    }
+    for skill in ("single", "two", "count", "colour", "position", "relation", "whole"):
+        own = [cells[arm, skill][0].rstrip("‡") for arm in ("alt-text", "brief", "mixed", "dense")]
+        assert told[skill] == [*own, cells["dense", skill][1], cells["dense", skill][2].replace("&#60;", "<")]
 
 
 def test_arms_of_an_ablation_cost_the_same(ablations):
