@@ -25,7 +25,9 @@ STAGES = [
         "objective": {"times": {"type": "logit-normal", "mean": 0.8}},
     },
 ]
-LOSSES = {1: 1.559154, 10: 0.494474, 20: 0.572386, 30: 0.306524, 40: 0.303111, 50: 0.726811}
+# Replaced once: the default learning rates were halved, as tuning found (examples/caption-density/README.md). With the
+# former ones written out, the losses stayed what they had been, in all six digits.
+LOSSES = {1: 1.559154, 10: 0.632697, 20: 1.002344, 30: 0.325912, 40: 0.255598, 50: 0.585588}
 
 
 def test_losses_are_what_they_were(tmp_path, lens_registry):
