@@ -1,10 +1,11 @@
 """How many images per second does the loader give, beside the WebDataset library on the same shards?
 
-Writes shards of JPEGs, and reads them in random order by `PackLoader` over `StoredImages`, and by WebDataset as its
-documentation has it: shuffled shards, a buffer that is shuffled again, batches made by the workers. Both decode and fit
-by the same functions, `lens_core.images.decode` and `fit`.
+Writes shards of JPEGs, or of latents, and reads them in random order by `PackLoader` over `StoredImages` or
+`StoredLatents`, and by WebDataset as its documentation has it: shuffled shards, a buffer that is shuffled again,
+batches made by the workers. Both decode by the same functions: `lens_core.images.decode` and `fit`, or what turns the
+bytes of latents into a tensor.
 
-    python benchmarks/data_path.py --workers 0 2 --sizes 256 512 --out runs/benchmarks/data_path.json
+    python benchmarks/data_path.py --sizes 64:64 512:256 --latents 256 1024 --out docs/reports/data-path.json
 
 Rounds go in turn. The third number is decoding alone, in one process and from memory: no loader on one process is
 faster. Times are medians; where others disturb, look at the fastest rounds.
@@ -34,7 +35,7 @@ from torch.utils.data import DataLoader
 from lens_core.images import decode, fit
 from lens_core.storage.artifacts import OutputFolder
 from lens_core.storage.shards import ImageRow, ShardReader, ShardWriter, image_key
-from lens_train.data.images import StoredImages
+from lens_train.data.images import StoredImages, StoredLatents
 from lens_train.data.loader import PackLoader
 from lens_train.planning.costs import CostModel
 from lens_train.planning.manifest_writer import ManifestWriter
@@ -47,42 +48,89 @@ if TYPE_CHECKING:
     from lens_train.planning.manifest import Manifest
 
 SIDES = ("lens", "webdataset")
-STRIDE = 16
+STRIDE, CHANNELS = 16, 128
+SHARDS = 8
+"""About; WebDataset needs one per worker at least."""
 
 
-class Fit:
-    """The shared decode function, for WebDataset's `map`."""
+class Photos:
+    """JPEGs that are decoded, and fitted to the size they are trained at.
 
-    def __init__(self, side: int):
-        self.side = side
+    Args:
+        stored: side of the images in the shards, in pixels.
+        side: that they are fitted to.
+    """
 
-    def __call__(self, data: bytes) -> torch.Tensor:
+    format, extension = "jpeg", "jpg"
+
+    def __init__(self, stored: int, side: int):
+        self.stored, self.side = stored, side
+        self.name = f"{stored} px fitted to {side}"
+
+    def data(self, number: int) -> bytes:
+        """A JPEG of about a photo's size for its pixels: smooth shapes, and grain."""
+        lots = np.random.default_rng(number)
+        rough = Image.fromarray(lots.integers(0, 256, (12, 12, 3), dtype=np.uint8))
+        smooth = rough.resize((self.stored, self.stored), Image.Resampling.BICUBIC)
+        grain = lots.normal(0, 6, (self.stored, self.stored, 1))
+        stream = io.BytesIO()
+        Image.fromarray(np.clip(np.asarray(smooth) + grain, 0, 255).astype(np.uint8)).save(stream, "JPEG", quality=90)
+        return stream.getvalue()
+
+    def decode(self, data: bytes) -> torch.Tensor:
         """uint8 [H, W, 3]."""
         return torch.from_numpy(np.array(fit(decode(data), self.side, self.side)))
 
+    def source(self, manifest: Manifest, shards: list[str]) -> StoredImages:
+        """As the trainer reads them."""
+        return StoredImages(manifest, shards)
+
+
+class Latents:
+    """What an autoencoder like FLUX.2's made of images: tokens of 16x16 pixels in 128 channels of bfloat16.
+
+    Args:
+        side: of the images, in pixels.
+    """
+
+    format, extension = "latent", "latent"
+
+    def __init__(self, side: int):
+        self.stored = self.side = side
+        self.tokens = (side // STRIDE) ** 2
+        self.name = f"latents of {side} px"
+
+    def data(self, number: int) -> bytes:
+        """[n, C] as bytes."""
+        return np.random.default_rng(number).bytes(self.tokens * CHANNELS * 2)
+
+    def decode(self, data: bytes) -> torch.Tensor:
+        """bfloat16 [n, C]."""
+        return torch.frombuffer(bytearray(data), dtype=torch.bfloat16).view(-1, CHANNELS)
+
+    def source(self, manifest: Manifest, shards: list[str]) -> StoredLatents:
+        """As the trainer reads them."""
+        return StoredLatents(manifest, shards, channels=CHANNELS, dtype=torch.bfloat16)
+
 
 class Bench:
-    """Shards of JPEGs, and both ways to read them.
+    """Shards, and both ways to read them.
 
     Args:
         folder: for files.
-        stored: side of the images in the shards, in pixels.
-        side: that they are fitted to.
+        kind: what is in the shards.
         count: how many.
-        batch: images of a pack.
+        batch: samples of a pack.
     """
 
-    def __init__(self, folder: Path, *, stored: int, side: int, count: int, batch: int):
-        self.side, self.count, self.batch = side, count, batch
+    def __init__(self, folder: Path, *, kind: Photos | Latents, count: int, batch: int):
+        self.kind, self.batch = kind, batch
         output = OutputFolder(str(folder / "images"), folder / "scratch")
-        with ShardWriter(output, max_bytes=2_000_000) as writer:
+        shape = {"width": kind.stored, "height": kind.stored, "format": kind.format}
+        with ShardWriter(output, max_bytes=len(kind.data(0)) * count // SHARDS) as writer:
             for number in range(count):
-                data = photo(number, stored)
-                writer.add(
-                    ImageRow(
-                        key=image_key(data), name=f"{number}", data=data, width=stored, height=stored, format="jpeg"
-                    )
-                )
+                data = kind.data(number)
+                writer.add(ImageRow(key=image_key(data), name=f"{number}", data=data, **shape))
         self.shards = sorted(str(path) for path in (folder / "images").glob("*.tar"))
         self.manifest = self._manifest(folder)
         source = SampleSource(
@@ -106,10 +154,9 @@ class Bench:
     def decode_alone(self) -> float:
         """Images per second of the decode function on bytes in memory."""
         some = list(islice(self._bytes(), 200))
-        job = Fit(self.side)
         started = time.perf_counter()
         for data in some:
-            job(data)
+            self.kind.decode(data)
         return len(some) / (time.perf_counter() - started)
 
     def _bytes(self) -> Iterator[bytes]:
@@ -119,7 +166,7 @@ class Bench:
                 yield file.read(int(record["size"]))
 
     def _lens(self, workers: int) -> Iterator[Any]:
-        source = StoredImages(self.manifest, self.shards)
+        source = self.kind.source(self.manifest, self.shards)
         loader = PackLoader(self.plan, source, first=0, stride=1, workers=workers)
         return (next(loader).images for _ in range(self.plan.packs_per_epoch))
 
@@ -127,8 +174,8 @@ class Bench:
         dataset = (
             wds.WebDataset(self.shards, shardshuffle=len(self.shards), seed=0)
             .shuffle(1000)
-            .to_tuple("jpg")
-            .map_tuple(Fit(self.side))
+            .to_tuple(self.kind.extension)
+            .map_tuple(self.kind.decode)
             .batched(self.batch)
         )
         loader = DataLoader(dataset, batch_size=None, num_workers=workers, prefetch_factor=2 if workers else None)
@@ -141,7 +188,7 @@ class Bench:
         with ManifestWriter(folder / "manifest") as writer:
             for key, shard, offset, size in zip(*columns, strict=True):
                 place = {"shard": names.index(shard), "offset": offset, "size": size}
-                writer.add(key=key, **place, height=self.side, width=self.side, captions=[("", 0)])
+                writer.add(key=key, **place, height=self.kind.side, width=self.kind.side, captions=[("", 0)])
             return writer.close(names)
 
 
@@ -153,17 +200,6 @@ class _Local:
 
     def read_bytes(self, name: str) -> bytes:
         return (self._folder / name).read_bytes()
-
-
-def photo(number: int, side: int) -> bytes:
-    """A JPEG of about a photo's size for its pixels: smooth shapes, and grain."""
-    lots = np.random.default_rng(number)
-    rough = Image.fromarray(lots.integers(0, 256, (12, 12, 3), dtype=np.uint8)).resize((side, side), Image.BICUBIC)
-    grain = lots.normal(0, 6, (side, side, 1))
-    pixels = np.clip(np.asarray(rough) + grain, 0, 255).astype(np.uint8)
-    stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, "JPEG", quality=90)
-    return stream.getvalue()
 
 
 def measure(bench: Bench, workers: int, rounds: int) -> dict[str, Any]:
@@ -186,8 +222,10 @@ def measure(bench: Bench, workers: int, rounds: int) -> dict[str, Any]:
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[512], help="sides of the stored images")
-    parser.add_argument("--side", type=int, default=256, help="that they are fitted to")
+    parser.add_argument(
+        "--sizes", nargs="*", default=["512:256"], help="sides of stored images, and what they are fitted to"
+    )
+    parser.add_argument("--latents", type=int, nargs="*", default=[], help="sides of the images that latents are of")
     parser.add_argument("--count", type=int, default=2000, help="images")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 2])
@@ -203,17 +241,18 @@ def main() -> None:
         "webdataset": wds.__version__,
         "runs": [],
     }
-    for stored in options.sizes:
+    photos = [Photos(*map(int, sizes.split(":"))) for sizes in options.sizes]
+    for kind in [*photos, *map(Latents, options.latents)]:
         with tempfile.TemporaryDirectory() as folder:
-            bench = Bench(Path(folder), stored=stored, side=options.side, count=options.count, batch=options.batch)
+            bench = Bench(Path(folder), kind=kind, count=options.count, batch=options.batch)
             for workers in options.workers:
-                row = {"stored": stored, "side": options.side} | measure(bench, workers, options.rounds)
+                row = {"what": kind.name} | measure(bench, workers, options.rounds)
                 result["runs"].append(row)
                 rates = row["images_per_s"]
                 print(
-                    f"{stored} px fitted to {options.side}, {workers} workers: {rates['lens']:.0f} images/s, "
-                    f"WebDataset {rates['webdataset']:.0f}: {row['ratio']:.2f}x ({row['ratio_of_fastest']:.2f}x by the "
-                    f"fastest rounds); decoding alone, in one process: {row['decode_alone']:.0f}",
+                    f"{kind.name}, {workers} workers: {rates['lens']:.0f} images/s, WebDataset "
+                    f"{rates['webdataset']:.0f}: {row['ratio']:.2f}x ({row['ratio_of_fastest']:.2f}x by the fastest "
+                    f"rounds); decoding alone, in one process: {row['decode_alone']:.0f}",
                     flush=True,
                 )
     if options.out:

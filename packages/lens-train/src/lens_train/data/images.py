@@ -29,7 +29,7 @@ _AT_ONCE = 256
 
 
 class ImageSource(Protocol):
-    """Gives images as uint8 [H, W, 3], or as tokens [n, C].
+    """Gives images as uint8 [H, W, 3], or as tokens [n, C] of a float dtype.
 
     One that cannot be read is told in its place: which, where, and why.
     """
@@ -80,7 +80,7 @@ class StoredImages:
 
 
 class StoredLatents(StoredImages):
-    """Reads tokens [n, C] that the stage `encode` made.
+    """Reads tokens [n, C] that the stage `encode` made, in the dtype they are stored in: half the bytes to pass on.
 
     Args:
         manifest: the samples.
@@ -95,7 +95,7 @@ class StoredLatents(StoredImages):
         self._dtype = dtype
 
     def _tensor(self, data: bytes, height: int, width: int) -> Tensor:
-        return torch.frombuffer(bytearray(data), dtype=self._dtype).view(-1, self._channels).float()
+        return torch.frombuffer(bytearray(data), dtype=self._dtype).view(-1, self._channels)
 
 
 class MemoryImages:

@@ -105,9 +105,9 @@ def assemble(
 
 @torch.no_grad()
 def clean_tokens(images: Sequence[Tensor], autoencoder: Autoencoder, device: torch.device) -> list[Tensor]:
-    """Clean tokens [n, C] of each image."""
+    """Clean tokens [n, C] of each image, in float32."""
     if images[0].ndim == 2:  # made beforehand, by the stage `encode`
-        return [image.to(device) for image in images]
+        return [image.to(device, torch.float32) for image in images]
     return _each(images, lambda pixels_B3HW: autoencoder.encode(pixels_B3HW / 127.5 - 1), device)
 
 
