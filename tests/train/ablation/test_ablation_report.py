@@ -18,9 +18,10 @@ from scipy import stats
 
 from caption.browser import Browser
 from lens_core.errors import ArtifactError, ConfigError
-from lens_train.ablation.figures.look import compact
+from lens_train.ablation.figures.look import compact, from_zero, new_figure
+from lens_train.ablation.figures.pictures import pictures_figure
 from lens_train.ablation.findings import Axis, Findings, Noise
-from lens_train.ablation.measurements import find_arm, load_ablation
+from lens_train.ablation.measurements import Picture, find_arm, load_ablation
 from lens_train.ablation.page import Section, Table, markdown_page
 from lens_train.ablation.scaling import BreakEven, Factor, Point, break_even, equivalent_scale
 from lens_train.ablation.sentences import in_short, points, probability, told_break_even, told_factor, verdicts
@@ -227,6 +228,23 @@ def test_figures_are_pictures_of_a_width_that_pages_show(folder):
             assert image.width == 1400
             assert len(np.unique(np.asarray(image.convert("L")))) > 20
     assert "others-pictures.png" not in names
+
+
+def test_pictures_of_two_arms_leave_no_half_white():
+    stream = io.BytesIO()
+    Image.new("RGB", (8, 8), "red").save(stream, "PNG")
+    drawn = [Picture(prompt="a red circle", png=stream.getvalue())]
+    with Image.open(io.BytesIO(pictures_figure({"one": drawn, "other": drawn}, 1))) as image:
+        columns = np.asarray(image.convert("L")).min(axis=0)
+    assert np.flatnonzero(columns < 250)[-1] > 0.97 * len(columns)
+
+
+def test_shares_are_not_drawn_below_zero():
+    axes = new_figure(2).subplots()
+    axes.plot([0, 1], [0, 0])
+    from_zero(axes)
+    low, high = axes.get_ylim()
+    assert low == 0 < high
 
 
 def test_the_markdown_stands_on_its_own(folder):

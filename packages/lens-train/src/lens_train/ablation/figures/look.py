@@ -23,6 +23,7 @@ __all__ = [
     "WIDTH",
     "colours_of",
     "compact",
+    "from_zero",
     "name_ends",
     "new_figure",
     "plain",
@@ -86,6 +87,11 @@ def plain(axes: Axes, *, grid: Literal["x", "y"] = "y") -> None:
     axes.tick_params(which="both", length=0)
     axes.grid(axis=grid, color=LINE, linewidth=0.6)
     axes.set_axisbelow(True)
+
+
+def from_zero(axes: Axes) -> None:
+    """No shares below zero, which there is room for where all are near it."""
+    axes.set_ylim(bottom=max(0, axes.get_ylim()[0]))
 
 
 def name_ends(axes: Axes, ends: Mapping[str, tuple[float, float]], colours: Mapping[str, str]) -> None:

@@ -21,6 +21,7 @@ __all__ = ["pictures_figure"]
 
 _LINE = 0.15  # inches, of a line of text
 _GAP = 0.06
+_SIDE = 2.2  # of a picture, at most
 
 
 def pictures_figure(pictures: Mapping[str, Sequence[Picture]], count: int) -> bytes | None:
@@ -36,15 +37,16 @@ def pictures_figure(pictures: Mapping[str, Sequence[Picture]], count: int) -> by
     prompts = [prompt for prompt in prompts if all(prompt in known for known in drawn.values())][:count]
     if not prompts:
         return None
-    side = min(1.7, (WIDTH - _GAP) / len(drawn) - _GAP)
-    told = [textwrap.wrap(prompt, 105, max_lines=3, placeholder=" …") for prompt in prompts]
+    side = min(_SIDE, (WIDTH - _GAP) / len(drawn) - _GAP)
+    width = side * len(drawn) + _GAP * (len(drawn) + 1)
+    told = [textwrap.wrap(prompt, round(15 * width), max_lines=3, placeholder=" …") for prompt in prompts]
     height = 1.5 * _LINE + sum(len(lines) * _LINE + side + 3 * _GAP for lines in told)
     with style():
-        figure = Figure(figsize=(WIDTH, height), facecolor="white")
+        figure = Figure(figsize=(width, height), facecolor="white")
         left, top = [_GAP + number * (side + _GAP) for number in range(len(drawn))], height - 1.2 * _LINE
         for x, arm in zip(left, drawn, strict=True):
             figure.text(
-                (x + side / 2) / WIDTH,
+                (x + side / 2) / width,
                 top / height,
                 cut(arm, round(12 * side)),
                 ha="center",
@@ -53,10 +55,10 @@ def pictures_figure(pictures: Mapping[str, Sequence[Picture]], count: int) -> by
             )
         for prompt, lines in zip(prompts, told, strict=True):
             top -= _GAP
-            figure.text(_GAP / WIDTH, top / height, "\n".join(lines), va="top", fontsize=8)
+            figure.text(_GAP / width, top / height, "\n".join(lines), va="top", fontsize=8)
             top -= len(lines) * _LINE + _GAP + side
             for x, known in zip(left, drawn.values(), strict=True):
-                axes = figure.add_axes((x / WIDTH, top / height, side / WIDTH, side / height))
+                axes = figure.add_axes((x / width, top / height, side / width, side / height))
                 axes.imshow(_pixels(known[prompt]), interpolation="auto")
                 axes.axis("off")
             top -= _GAP

@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lens_train.ablation.figures.look import INK, compact, cut, name_ends, new_figure, plain, png, style, subtitle
+from lens_train.ablation.figures.look import (
+    INK,
+    compact,
+    cut,
+    from_zero,
+    name_ends,
+    new_figure,
+    plain,
+    png,
+    style,
+    subtitle,
+)
 from lens_train.ablation.scaling import band
 from lens_train.ablation.sentences import in_short, skill_words, told_break_even, told_factor
 
@@ -114,8 +125,7 @@ def _draw_band(axes: Axes, curve: Band, points: Sequence[Point], colour: str, *,
 
 
 def _finish(panels: Sequence[Axes]) -> None:
-    low, high = panels[0].get_ylim()
-    panels[0].set_ylim(max(0.0, low), high)
+    from_zero(panels[0])
     panels[0].set_ylabel("prompts drawn right, %")
 
 

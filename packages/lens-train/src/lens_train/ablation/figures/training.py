@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from lens_train.ablation.figures.look import compact, cut, name_ends, new_figure, plain, png, style
+from lens_train.ablation.figures.look import compact, cut, from_zero, name_ends, new_figure, plain, png, style
 from lens_train.ablation.sentences import skill_words
 
 if TYPE_CHECKING:
@@ -65,6 +65,8 @@ def learning_figure(
                 axes.set_yscale("log")
                 axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
                 axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "235" else "")
+        if metric == "score":
+            from_zero(panels[0, 0])
         for axes in panels.flat[len(known) :]:
             axes.axis("off")
         for axes in panels[:, 0]:
@@ -78,6 +80,7 @@ def draw_scores(axes: Axes, ablation: Ablation, arms: Sequence[str], colours: Ma
     """Share right during training against FLOPs, a line an arm, named at its end."""
     curves = {arm: list(ablation.curves(arm, "score", skill).values()) for arm in arms}
     ends = _draw_curves(axes, {arm: seeds for arm, seeds in curves.items() if seeds}, "flops", colours, scale=100)
+    from_zero(axes)
     axes.set_xlabel("training FLOPs")
     axes.set_title(f"{cut(skill_words(skill))} right, %")
     name_ends(axes, ends, colours)
