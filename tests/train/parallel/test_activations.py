@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from functools import partialmethod
 
 import pytest
@@ -13,10 +12,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from lens_core.diffusion import LensTransformer2DModel
-from lens_core.errors import MissingExtraError
 from lens_train.parallel.config import ParallelConfig
 from lens_train.parallel.fixed_size import pad_to
-from lens_train.parallel.shard import compute_dtype, shard
+from lens_train.parallel.shard import compute_dtype
 from lens_train.parallel.world import World
 from train.parallel.nano import Run, denoiser, loss_of, pack, samples
 
@@ -155,9 +153,3 @@ def test_what_is_computed_in(precision, on_cpu, on_cuda):
     settings = ParallelConfig(precision=precision)
     assert compute_dtype(settings, torch.device("cpu")) == on_cpu
     assert compute_dtype(settings, torch.device("cuda")) == on_cuda
-
-
-@pytest.mark.skipif(importlib.util.find_spec("torchao") is not None, reason="torchao is installed")
-def test_float8_names_its_library():
-    with pytest.raises(MissingExtraError, match=r"needs the library 'torchao'.*lens-train\[float8\]"):
-        shard(denoiser(), ALONE, ParallelConfig(float8=True))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib
 import warnings
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -124,12 +125,13 @@ def use_float8(blocks: list[nn.Module]) -> None:
         raise MissingExtraError(
             f"parallel.float8 needs the library 'torchao', which is not installed; install it with: {hint}"
         ) from error
-    config = float8.Float8LinearConfig.from_recipe_name("rowwise")
+    # Kernels want sums over multiples of 16, and those of the weights' gradients go over a pack's tokens.
+    config = replace(float8.Float8LinearConfig.from_recipe_name("rowwise"), pad_inner_dim=True)
     for block in blocks:
         float8.convert_to_float8_training(
             block,
             config=config,
-            # Modulation sees one row per sample, and float8 kernels want multiples of 16.
+            # Modulation sees one row per sample, too few to be worth it.
             module_filter_fn=lambda part, name: (
                 "_mod" not in name and part.in_features % 16 == 0 and part.out_features % 16 == 0
             ),
