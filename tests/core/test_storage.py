@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -41,6 +43,31 @@ def test_parts_of_files_are_read_together(root):
         assert isinstance(parts[number], StorageError)
         assert "absent: it does not exist" in str(parts[number])
     assert urls.read_ranges([]) == []
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="there is no second file system")
+def test_a_file_moves_to_another_file_system(tmp_path):
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as other:
+        if Path(other).stat().st_dev == tmp_path.stat().st_dev:
+            pytest.skip("it is the same file system")
+        source = Path(other) / "source"
+        source.write_bytes(b"data")
+        urls.put_file(str(tmp_path / "folder" / "target"), source)
+        assert not source.exists()
+    assert [file.name for file in (tmp_path / "folder").iterdir()] == ["target"]
+    assert (tmp_path / "folder" / "target").read_bytes() == b"data"
+
+
+def test_the_home_folder_is_the_same_everywhere(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    urls.write_bytes("~/runs/file", b"data")
+    assert (tmp_path / "runs" / "file").read_bytes() == urls.read_bytes("~/runs/file") == b"data"
+    assert urls.ls("~/runs") == list(urls.walk("~/runs")) == ["file"]
+    assert urls.read_ranges([("~/runs/file", 1, 2)]) == [b"at"]
+    assert urls.resolve("~/photos", "/somewhere") == "~/photos"
+    urls.remove("~/runs", recursive=True)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_absent_things_are_told_in_one_line(root):

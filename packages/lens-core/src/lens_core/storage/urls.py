@@ -11,6 +11,7 @@ import errno
 import itertools
 import os
 import posixpath
+import shutil
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,14 +61,14 @@ def is_local(url: str) -> bool:
 
 
 def local_path(url: str) -> Path:
-    """The path behind a local URL.
+    """The path behind a local URL; `~` is the home folder, as it is for fsspec.
 
     Raises:
         StorageError: the URL is not local.
     """
     if not is_local(url):
         raise StorageError(f"{url} is not on this machine's file system")
-    return Path(url.removeprefix("file://"))
+    return Path(url.removeprefix("file://")).expanduser()
 
 
 def join(url: str, *parts: str) -> str:
@@ -78,7 +79,7 @@ def join(url: str, *parts: str) -> str:
 
 def resolve(url: str, base: str) -> str:
     """A relative path as seen from the folder `base`; absolute paths and URLs stay as they are."""
-    if "://" in url or Path(url).is_absolute():
+    if "://" in url or Path(url).expanduser().is_absolute():
         return url
     if is_local(base):
         return os.path.normpath(local_path(base) / url)
@@ -161,7 +162,7 @@ def write_bytes(url: str, data: bytes) -> None:
     """Write a file in one step: readers see the old content or the new, never a part."""
     if is_local(url):
         path = local_path(url)
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+        temporary = _beside(path)
         with _told(url, "write"):
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
@@ -185,12 +186,32 @@ def put_file(url: str, source: Path) -> None:
         target = local_path(url)
         with _told(url, "write"):
             target.parent.mkdir(parents=True, exist_ok=True)
-            source.replace(target)
+            try:
+                source.replace(target)
+            except OSError as error:
+                if error.errno != errno.EXDEV:
+                    raise
+                _move_across(source, target)
         return
     fs, path = _fs(url)
     with _told(url, "write"):
         fs.put_file(str(source), path)
         source.unlink()
+
+
+def _move_across(source: Path, target: Path) -> None:
+    """Move a file to another file system, such as a mount that machines share: copied beside, then renamed."""
+    temporary = _beside(target)
+    try:
+        with source.open("rb") as reading, temporary.open("xb") as writing:
+            shutil.copyfileobj(reading, writing)
+            writing.flush()
+            os.fsync(writing.fileno())
+        temporary.replace(target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    source.unlink()
 
 
 def create_exclusive(url: str, data: bytes) -> bool:
@@ -233,7 +254,7 @@ def keeps_apart(folder: str) -> bool:
 def _create_exclusive_here(url: str, data: bytes) -> bool:
     """A link, unlike `open("x")`, shows the file only when it is whole; and it holds on NFS too."""
     path = local_path(url)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    temporary = _beside(path)
     with _told(url, "write"):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -305,6 +326,11 @@ def version(url: str) -> str:
     with _told(url, "look at"):
         info = fs.info(path)
     return f"{info.get('size')} {info.get('ETag') or info.get('mtime') or info.get('LastModified') or ''}"
+
+
+def _beside(path: Path) -> Path:
+    """A temporary name in the same folder."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
 
 
 def _fs(url: str) -> tuple[Any, str]:
