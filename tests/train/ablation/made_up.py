@@ -24,10 +24,13 @@ class Ablation:
         name: of the stage.
         arms: by name, the style that is the arm's own.
         seeds: of the cells.
+        equal: their budget.
+        budgets: of arms that have another one.
     """
 
-    def __init__(self, name, arms, seeds=(0, 1, 2), equal=None):
-        self.name, self.arms, self.seeds, self.equal, self.rows = name, arms, seeds, equal, []
+    def __init__(self, name, arms, seeds=(0, 1, 2), equal=None, budgets=None):
+        self.name, self.arms, self.seeds, self.rows = name, arms, seeds, []
+        self.equal, self.budgets = equal, budgets or {}
 
     def add(self, arm, seed, metric, value, *, stage="model", **more):
         row = dict.fromkeys(SCHEMA.names) | {"ablation": self.name, "arm": arm, "seed": seed, "key": f"{arm}{seed}"}
@@ -66,13 +69,16 @@ class Ablation:
             for metric, value in finals.items():
                 self.add(arm, seed, metric, value)
 
-    def publish(self, publish, *, pictures=()):
-        """The artefact; `pictures` are prompts that each arm drew, in a colour of its own."""
+    def publish(self, publish, *, pictures=(), rewritten=()):
+        """The artefact; `pictures` are prompts that each arm drew, in a colour of its own, some of other words."""
         import pyarrow as pa
 
         def fill(output):
             output.write_bytes(ROWS, rows_bytes(pa.Table.from_pylist(self.rows, schema=SCHEMA)))
-            arms = [{"name": arm, "style": style, "set": {}} for arm, style in self.arms.items()]
+            arms = [
+                {"name": arm, "style": style, "set": {}, "equal": self.budgets.get(arm, self.equal)}
+                for arm, style in self.arms.items()
+            ]
             cells = [
                 {"arm": arm, "seed": s, "key": f"{arm}{s}", "pictures": []} for arm in self.arms for s in self.seeds
             ]
@@ -82,17 +88,19 @@ class Ablation:
                 for seed in self.seeds:
                     folder = f"cells/{arm}-{seed}"
                     for number, prompt in enumerate(pictures):
-                        output.write_bytes(f"{folder}/gallery/model/{number:04d}.png", picture(prompt, place, number))
+                        told = f"{prompt}, in other words" if arm in rewritten else prompt
+                        drawn = picture(prompt, place, number, told)
+                        output.write_bytes(f"{folder}/gallery/model/{number:04d}.png", drawn)
                     if pictures:
                         output.write_bytes(f"{folder}/scores/sheets/model-dense.png", sheet())
 
         return publish("ablation", self.name, fill)
 
 
-def picture(prompt, place, number):
+def picture(prompt, place, number, told):
     image = np.full((32, 32, 3), 220, dtype=np.uint8)
     image[8 + 2 * number : 24, 6 : 20 + 2 * place] = (40 + 50 * place, 90, 200 - 40 * place)
-    return png_with_receipt(image, {"prompt": prompt, "seed": 0})
+    return png_with_receipt(image, {"prompt": prompt, "rewritten_prompt": told, "seed": 0})
 
 
 def sheet():

@@ -106,17 +106,13 @@ def shares(artifact, arm, skill, style):
     return [row["correct"] / row["n"] for row in table if wanted.items() <= row.items()]
 
 
-def block(artifact, arm, baseline, skill):
-    """Difference, reach of its interval and p by least squares, from the main ablation's rows."""
+def welch(artifact, arm, baseline, skill):
+    """Difference, reach of its interval and p by scipy's test, from the main ablation's rows."""
     arms = {"alt-text": "alt-text", "brief": "brief", "mixed": "dense", "dense": "dense"}
-    table = np.array([shares(artifact, name, skill, own) for name, own in arms.items()])
-    names, seeds = list(arms), table.shape[1]
-    columns = [[*np.eye(4)[row], *np.eye(seeds)[seed, 1:]] for row in range(4) for seed in range(seeds)]
-    effects, (squares,), *_ = np.linalg.lstsq(np.array(columns), table.ravel())
-    apart = effects[names.index(arm)] - effects[names.index(baseline)]
-    freedom = 3 * (seeds - 1)
-    error = math.sqrt(2 * squares / freedom / seeds)
-    return apart, stats.t.ppf(0.975, freedom) * error, 2 * stats.t.sf(abs(apart) / error, freedom)
+    one, other = (shares(artifact, name, skill, arms[name]) for name in (arm, baseline))
+    test = stats.ttest_ind(one, other, equal_var=False)
+    low, high = test.confidence_interval(0.95)
+    return fmean(one) - fmean(other), (high - low) / 2, test.pvalue
 
 
 def interval(values):
@@ -139,7 +135,7 @@ def test_the_first_table_says_what_the_rows_say(page, artifacts):
             if row[0] == "brief":
                 assert row[place + 1 : place + 3] == ["–", "–"]
                 continue
-            apart, reach, _ = block(artifacts[0], row[0], "brief", skill)
+            apart, reach, _ = welch(artifacts[0], row[0], "brief", skill)
             ends = [100 * apart, 100 * (apart - reach), 100 * (apart + reach)]
             if min(map(abs, ends)) >= 0.5:  # closer to zero there is a digit more
                 assert row[place + 1] == "{:+.0f} ({:+.0f} to {:+.0f})".format(*ends).replace("-", "−")
@@ -149,10 +145,10 @@ def test_p_values_are_holms_over_all_skills(folder, artifacts):
     rows = list(csv.DictReader(io.StringIO((folder / "tables/accuracy.csv").read_text())))
     found = [r for r in rows if (r["ablation"], r["arm"], r["prompts"]) == ("captions", "dense", "own")]
     assert [row["skill"] for row in found] == list(made_up.SKILLS)
-    raw = [block(artifacts[0], "dense", "brief", row["skill"])[2] for row in found]
+    raw = [welch(artifacts[0], "dense", "brief", row["skill"])[2] for row in found]
     assert [float(row["p"]) for row in found] == pytest.approx(raw)
     for row in found:
-        assert (row["baseline"], row["test"], row["interval_over"]) == ("brief", "paired", "seeds")
+        assert (row["baseline"], row["test"], row["interval_over"]) == ("brief", "welch", "seeds")
     order = np.argsort(raw)
     steps = np.maximum.accumulate(np.minimum(1, (len(raw) - np.arange(len(raw))) * np.array(raw)[order]))
     assert [float(found[place]["p_holm"]) for place in order] == pytest.approx(list(steps))
@@ -164,7 +160,7 @@ def test_all_styles_count_the_same(folder, artifacts):
     (found,) = [r for r in results if (r["arm"], r["prompts"], r["skill"]) == ("dense", "all", "two")]
     by_style = [shares(artifacts[0], "dense", "two", style) for style in made_up.STYLES]
     assert found["seeds"] == pytest.approx({str(s): np.mean(by_style, axis=0)[s] for s in range(3)})
-    assert told["comparisons"][0]["equal"] == {"flops": 2.2e13}
+    assert told["comparisons"][0]["equal"] == {arm: {"flops": 2.2e13} for arm in made_up.WORDS}
     assert told["comparisons"][0]["training_flops_apart"] == 0
 
 
@@ -245,6 +241,42 @@ def test_shares_are_not_drawn_below_zero():
     from_zero(axes)
     low, high = axes.get_ylim()
     assert low == 0 < high
+
+
+def test_arms_that_were_given_more_and_less_are_not_called_equal(publish, report):
+    made = made_up.Ablation("compute", {"half": "dense", "twice": "dense"}, equal={"flops": 1.1e13})
+    made.budgets["twice"] = {"flops": 4.4e13}
+    for arm, flops in (("half", 1.1e13), ("twice", 4.4e13)):
+        made.score(arm, made_up.SKILLS)
+        made.train(arm, words=27.3, flops=flops)
+    folder, _ = report([made.publish(publish)], headline=["single"])
+    text = (folder / "report.md").read_text()
+    assert "Arms were given more and less: 1.1e+13 to 4.4e+13 training FLOPs." in text
+    assert "apart at most" not in text
+
+
+def test_stages_that_measure_alike_are_arms_of_their_own(publish):
+    made = made_up.Ablation("guidance", {"dense": "dense", "brief": "brief"}, seeds=[0], equal={"flops": 1e12})
+    for arm in ("dense", "brief"):
+        made.train(arm, words=27.3)
+    for stage, right in (("weak", 20), ("strong", 80)):
+        answers = {"skill": "single", "style": "dense", "correct": right, "n": 100}
+        made.add("dense", 0, "accuracy", right / 100, stage=stage, **answers)
+    made.add("brief", 0, "accuracy", 0.4, stage="weak", skill="single", style="brief", correct=40, n=100)
+    made.add("brief", 0, "distance", 0.1, stage="far", skill="kid")
+    loaded = load_ablation(made.publish(publish))
+    assert loaded.arms == {"dense/weak": "dense", "dense/strong": "dense", "brief": "brief"}
+    shares = {arm: loaded.counts(arm, "single", "own")[0].share for arm in loaded.arms}
+    assert shares == {"dense/weak": 0.2, "dense/strong": 0.8, "brief": 0.4}
+    assert {loaded.known(arm, "parameters") for arm in loaded.arms} == {2.4e6}
+    assert find_arm({"guidance": loaded}, "guidance/dense/strong")[1] == "dense/strong"
+    assert len(loaded.curves("dense/weak", "loss")[0]) == len(loaded.curves("brief", "loss")[0]) == 60
+
+
+def test_pictures_of_other_words_are_told(publish, report):
+    made = made_up.captions().publish(publish, pictures=made_up.PROMPTS, rewritten=("dense",))
+    text = (report([made])[0] / "report.md").read_text()
+    assert "For dense, a rewriter put the request into the words of the captions first." in text
 
 
 def test_the_markdown_stands_on_its_own(folder):
@@ -482,7 +514,7 @@ def test_figures_have_less_room():
 
 
 def test_numbers_in_words():
-    apart = Difference(value=0.19, low=0.003, high=0.26, p=0.01, basis="paired")
+    apart = Difference(value=0.19, low=0.003, high=0.26, p=0.01, basis="welch")
     assert points(apart, unit=" points") == "+19 points (+0.3 to +26)"
     assert points(Difference(value=-0.19, low=-0.2, high=0.0, p=None, basis="prompts")) == "−19 (−20 to 0)"
     assert [probability(p) for p in (0.0004, 0.0123, 0.25, 1.0)] == ["< 0.001", "0.012", "0.25", "1.00"]

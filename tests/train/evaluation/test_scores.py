@@ -12,16 +12,15 @@ from lens_core.intervals import wilson_interval
 from lens_train.evaluation.scores import Answer, mean_interval, scores_of
 
 
-def answers(skill, verdicts, *, per_cluster=1, first=0, model="m", style="s"):
+def answers(skill, verdicts, *, pictures=1, first=0, model="m", style="s"):
     return [
         Answer(
             model=model,
             style=style,
             skill=skill,
             task=f"{skill}-{number}",
-            prompt="p",
+            prompt=f"prompt {first + number // pictures}",
             correct=bool(verdict),
-            cluster=first + number // per_cluster,
         )
         for number, verdict in enumerate(verdicts)
     ]
@@ -42,7 +41,7 @@ def test_one_answer_a_prompt_gives_wilsons_interval():
 def test_pictures_of_one_prompt_that_agree_count_as_one():
     """Four pictures each, all right or all wrong: the interval is that of the prompts, less one."""
     per_prompt = [1] * 9 + [0] * 16
-    (cell,) = scores_of(answers("x", np.repeat(per_prompt, 4), per_cluster=4))["cells"]
+    (cell,) = scores_of(answers("x", np.repeat(per_prompt, 4), pictures=4))["cells"]
     assert (cell["correct"], cell["n"]) == (36, 100)
     assert (cell["low"], cell["high"]) == pytest.approx(wilson_interval(0.36 * 24, 24), abs=1e-9)
     alone = wilson_interval(36, 100)
@@ -90,7 +89,7 @@ def test_the_mean_over_skills_against_the_bootstrap():
 
 def test_the_mean_over_prompts_counts_a_prompt_once_however_many_questions():
     """One with four questions all right, one with a single one wrong: one half, and not four fifths."""
-    given = [*answers("a", [1, 1], per_cluster=4), *answers("b", [1, 1], per_cluster=4), *answers("b", [0], first=7)]
+    given = [*answers("a", [1, 1], pictures=4), *answers("b", [1, 1], pictures=4), *answers("b", [0], first=7)]
     scores = scores_of(given)
     assert only(scores["means"], over="prompts")["accuracy"] == 0.5
     assert only(scores["means"], over="prompts")["n"] == 2

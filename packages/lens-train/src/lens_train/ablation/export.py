@@ -66,7 +66,7 @@ def _comparison(made: Comparison) -> dict[str, Any]:
     return {
         "ablation": made.ablation.name,
         "baseline": made.baseline,
-        "equal": dict(made.ablation.equal),
+        "equal": {arm: dict(given) for arm, given in made.ablation.equal.items()},
         "training_flops_apart": made.flops_apart(),
         "caption_dollars": dict(made.dollars),
         "results": [asdict(result) for result in made.results.values()],

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from lens_core.errors import ConfigError
 from lens_train.ablation.measurements import ALL, OWN, Ablation, find_arm
 from lens_train.ablation.scaling import BreakEven, Factor, Point, break_even, equivalent_scale
-from lens_train.ablation.statistics import SEEDS_TO_CLAIM, Difference, Estimate, accuracy, differences, holm
+from lens_train.ablation.statistics import SEEDS_TO_CLAIM, Difference, Estimate, accuracy, difference, holm
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -147,13 +147,11 @@ def _results(ablation: Ablation, prompts: str, base: Ablation, base_arm: str) ->
         if (found := ablation.counts(arm, skill, prompts))
     }
     others = {skill: base.counts(base_arm, skill, prompts) for skill in ablation.skills}
-    apart: dict[tuple[str, str], Difference] = {}
-    for skill in ablation.skills:
-        arms = {arm: found for (arm, of), found in counts.items() if of == skill}
-        if ablation is base:
-            arms.pop(base_arm, None)
-        if others[skill]:
-            apart |= {(arm, skill): found for arm, found in differences(arms, others[skill]).items()}
+    apart = {
+        (arm, skill): difference(found, others[skill])
+        for (arm, skill), found in counts.items()
+        if others[skill] and not (ablation is base and arm == base_arm)
+    }
     p: dict[tuple[str, str], float] = {}
     for arm in ablation.arms:
         alone = {key: found.p for key, found in apart.items() if key[0] == arm and found.p is not None}

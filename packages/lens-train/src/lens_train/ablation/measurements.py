@@ -29,15 +29,17 @@ OWN, ALL = "own", "all"
 """Prompts in the style that is an arm's own; prompts in every style, each counting the same."""
 
 _SUMMED = {"training_flops", "seconds", "steps", "samples", "tokens"}  # over a cell's trainings; others: of the last
+_MEASURED = {"accuracy", "distance"}
 _ACROSS = ("step", "samples", "tokens", "flops")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """A picture that a cell drew of a prompt."""
+    """A picture that a cell drew of a prompt; `rewritten` says whether a rewriter put it into other words first."""
 
     prompt: str
     png: bytes
+    rewritten: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +50,7 @@ class Ablation:
         name: of the stage.
         arms: the style that is each arm's own, None where it has none; by name, in order.
         seeds: of the cells.
-        equal: what every cell had the same of, such as {"flops": 2e13}; empty if nothing was said.
+        equal: what each arm's cells were given, such as {"flops": 2e13}, by arm; empty if nothing was said.
         rows: as `lens_train.ablation.rows` has them.
         pictures: by arm, of its first seed.
     """
@@ -56,7 +58,7 @@ class Ablation:
     name: str
     arms: Mapping[str, str | None]
     seeds: Sequence[int]
-    equal: Mapping[str, float]
+    equal: Mapping[str, Mapping[str, float]]
     rows: Sequence[Mapping[str, Any]]
     pictures: Mapping[str, Sequence[Picture]]
 
@@ -66,6 +68,12 @@ class Ablation:
         for row in self.rows:
             found[row["metric"], row["arm"]].append(row)
         return found
+
+    @property
+    def budget(self) -> Mapping[str, float]:
+        """What all cells were given alike; empty if nothing was said, or arms were given more and less."""
+        given, *others = self.equal.values()
+        return given if all(other == given for other in others) else {}
 
     @cached_property
     def skills(self) -> list[str]:
@@ -149,19 +157,21 @@ def load_ablation(artifact: Artifact) -> Ablation:
     told = artifact.read_json(ABLATION)
     try:
         arms = {arm["name"]: arm["style"] for arm in told["arms"]}
-        seeds, equal = [int(seed) for seed in told["seeds"]], dict(told["equal"] or {})
+        seeds = [int(seed) for seed in told["seeds"]]
+        equal = {arm["name"]: dict(arm["equal"] or {}) for arm in told["arms"]}
     except (KeyError, TypeError, ValueError) as error:
         raise ArtifactError(f"{artifact.url_of(ABLATION)} is damaged: {type(error).__name__} {error}") from error
     rows = read_rows(artifact).to_pylist()
     strange = {row["arm"] for row in rows} - arms.keys()
     if strange:
         raise ArtifactError(f"{artifact.url} has rows of {', '.join(sorted(strange))}, which are no arms of it")
+    names = _measured_by(rows)
     return Ablation(
         name=artifact.name,
-        arms=arms,
+        arms={name: style for arm, style in arms.items() for name in names.get(arm, [arm])},
         seeds=seeds,
-        equal=equal,
-        rows=rows,
+        equal={name: equal[arm] for arm in arms for name in names.get(arm, [arm])},
+        rows=[row | {"arm": name} for row in rows for name in _arms_of(row, names)],
         pictures={arm: found for arm in arms if (found := _pictures(artifact, f"cells/{arm}-{seeds[0]}/"))},
     )
 
@@ -185,6 +195,25 @@ def find_arm(ablations: Mapping[str, Ablation], reference: str, *, near: str | N
     raise ConfigError(f"the report names the arm {reference!r}, and there is none; there are {known}")
 
 
+def _measured_by(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Arms that several stages measured alike, say with more and less guidance, are as many arms: ARM/STAGE, by arm."""
+    stages: dict[tuple[str, str], dict[str, None]] = defaultdict(dict)
+    for row in rows:
+        if row["metric"] in _MEASURED:
+            stages[row["arm"], row["metric"]][row["stage"]] = None
+    found: dict[str, list[str]] = {}
+    for (arm, _), beside in stages.items():
+        if len(beside) > 1:
+            found.setdefault(arm, []).extend(f"{arm}/{stage}" for stage in beside)
+    return found
+
+
+def _arms_of(row: Mapping[str, Any], names: Mapping[str, Sequence[str]]) -> Sequence[str]:
+    """Whose a row is: what one such stage measured is its own, and the training that they share is everyone's."""
+    arms, own = names.get(row["arm"], [row["arm"]]), f"{row['arm']}/{row['stage']}"
+    return [own] if own in arms else arms
+
+
 def _pictures(artifact: Artifact, folder: str) -> list[Picture]:
     """Pictures with a receipt, which says what was asked for; sheets of an evaluation have none."""
     found = []
@@ -194,5 +223,7 @@ def _pictures(artifact: Artifact, folder: str) -> list[Picture]:
             with Image.open(io.BytesIO(data)) as image:
                 receipt = image.info.get(RECEIPT_KEYWORD)
             if receipt:
-                found.append(Picture(prompt=str(json.loads(receipt)["prompt"]), png=data))
+                told = json.loads(receipt)
+                rewritten = told.get("rewritten_prompt", told["prompt"]) != told["prompt"]
+                found.append(Picture(prompt=str(told["prompt"]), png=data, rewritten=rewritten))
     return found

@@ -140,16 +140,22 @@ def _of_ablation(
     shown = pictures_figure(made.ablation.pictures, config.pictures)
     if shown:
         yield Section(
-            title=f"{name}: the same prompts and noise",
+            title=f"{name}: the same requests and noise",
             figures=[
                 Figure(
                     file=f"{name}-pictures.png",
                     png=shown,
                     alt=f"Pictures of the same prompts, a column each for {', '.join(made.ablation.pictures)}.",
-                    caption=f"Seed {made.ablation.seeds[0]} of each arm; not chosen.",
+                    caption=" ".join([f"Seed {made.ablation.seeds[0]} of each arm; not chosen.", *_rewritten(made)]),
                 )
             ],
         )
+
+
+def _rewritten(made: Comparison) -> Iterator[str]:
+    arms = [arm for arm, drawn in made.ablation.pictures.items() if any(picture.rewritten for picture in drawn)]
+    if arms:
+        yield f"For {', '.join(arms)}, a rewriter put the request into the words of the captions first."
 
 
 def _of_accuracies(made: Comparison, colours: Mapping[str, str], *, is_main: bool) -> Iterator[Section]:
@@ -193,9 +199,10 @@ def _training_figures(
         if drawn:
             what = f"Share of {skill_words(skill)} drawn right" if skill else metric.replace("_", " ").capitalize()
             smooth = ", smoothed" if metric == "loss" else ""
+            asked = ", on the prompts that it was watched with, which are not those of the tables" if skill else ""
             yield Figure(
                 file=f"{made.ablation.name}-{file}.png",
                 png=drawn,
                 alt=f"{what} during training, against what it cost.",
-                caption=f"{what} during training{smooth}. Thin: seeds; thick: their mean.",
+                caption=f"{what} during training{smooth}{asked}. Thin: seeds; thick: their mean.",
             )

@@ -71,9 +71,14 @@ def verdicts(findings: Findings, skills: Sequence[str]) -> tuple[list[str], list
 
 
 def equalised(made: Comparison) -> str:
-    """What the cells of an ablation had in common, and how far their training FLOPs lie apart."""
+    """What the cells of an ablation were given, and how far their training FLOPs lie apart where that was the same."""
     words = {"flops": "training FLOPs", "samples": "images"}
-    what = ", ".join(f"{value:.3g} {words.get(name, name)}" for name, value in made.ablation.equal.items())
+    budgets = [(name, value) for arm in made.ablation.equal.values() for name, value in arm.items()]
+    if budgets and not made.ablation.budget:
+        given = {name: [value for other, value in budgets if other == name] for name, _ in budgets}
+        ranges = [f"{min(v):.3g} to {max(v):.3g} {words.get(name, name)}" for name, v in given.items()]
+        return f"Arms were given more and less: {', '.join(ranges)}."
+    what = ", ".join(f"{value:.3g} {words.get(name, name)}" for name, value in made.ablation.budget.items())
     told = f"Each run was given {what}." if what else "No budget was set for all runs together."
     apart = made.flops_apart()
     if apart is not None:

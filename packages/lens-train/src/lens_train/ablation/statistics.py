@@ -24,9 +24,9 @@ from scipy import stats
 from lens_core.intervals import wilson_interval
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping
 
-__all__ = ["LEVEL", "SEEDS_TO_CLAIM", "Count", "Difference", "Estimate", "accuracy", "differences", "holm", "mean"]
+__all__ = ["LEVEL", "SEEDS_TO_CLAIM", "Count", "Difference", "Estimate", "accuracy", "difference", "holm", "mean"]
 
 LEVEL = 0.95
 SEEDS_TO_CLAIM = 3
@@ -83,15 +83,14 @@ class Difference:
         low: lower end.
         high: upper end.
         p: two-sided, of no difference; None where only prompts stand behind the interval.
-        basis: "paired" within seeds, "welch" for different seeds, "prompts" (Newcombe) where a seed stands alone or the
-            seeds agree to the digit.
+        basis: "welch" over seeds, or "prompts" (Newcombe) where a seed stands alone or the seeds agree to the digit.
     """
 
     value: float
     low: float
     high: float
     p: float | None
-    basis: Literal["paired", "welch", "prompts"]
+    basis: Literal["welch", "prompts"]
 
 
 def mean(values: Iterable[float]) -> tuple[float, float, float]:
@@ -125,42 +124,37 @@ def accuracy(counts: Mapping[int, Count]) -> Estimate:
     return Estimate(value=centre, low=low, high=high, seeds=len(shares), basis="prompts")
 
 
-def differences(arms: Mapping[str, Mapping[int, Count]], baseline: Mapping[int, Count]) -> dict[str, Difference]:
-    """Each arm's accuracy minus the baseline's.
+def difference(arm: Mapping[int, Count], baseline: Mapping[int, Count]) -> Difference:
+    """An arm's accuracy minus the baseline's: Welch's t over seeds, which lets either side have luck of its own size.
 
-    A seed gives all arms the same start, order and noise, so the arms that have the baseline's seeds are compared
-    within seeds: a randomised block design, seeds being the blocks. What is left when the means of arms and of seeds
-    are taken away is luck, and its spread is taken from all these arms together. With one arm this is the paired t
-    test; with three, three seeds give six degrees of freedom where a pair alone has two, which could hardly show
-    anything. It takes the arms' spreads to be alike.
+    Arms are far from alike in that: one that is always wrong has no luck at all, one in the middle of learning a lot.
+    So the spread is never borrowed from other arms. Nor are equal seeds taken for pairs: they give both sides the same
+    start and order, but what that has in common was too little, in runs of ours, to make up for the degrees of freedom
+    that a paired test of three seeds gives away.
 
-    An arm with other seeds is a sample of its own: Welch's t. Where a side has a single seed, or the seeds show no
-    spread at all, there is only the scatter of prompts: Newcombe's interval (Statistics in Medicine 17, 1998, method
-    10), and no p value.
+    Where a side has a single seed, or the seeds show no spread at all, there is only the scatter of prompts:
+    Newcombe's interval (Statistics in Medicine 17, 1998, method 10), and no p value.
 
     Args:
-        arms: by name, counts by seed, at least one.
-        baseline: likewise, and none of the arms.
+        arm: counts by seed, at least one.
+        baseline: likewise.
     """
-    same = [arm for arm in arms.values() if len(arm) > 1 and arm.keys() == baseline.keys()]
-    error, freedom = _luck([[side[seed].share for seed in baseline] for side in (baseline, *same)])
-    found = {}
-    for name, arm in arms.items():
-        shares, others = ([count.share for count in side.values()] for side in (arm, baseline))
-        value = fmean(shares) - fmean(others)
-        if arm in same:
-            found[name] = _by_t(value, error, freedom, "paired") if error > _SAME else _by_prompts(value, arm, baseline)
-        elif min(len(shares), len(others)) > 1 and np.ptp(shares) + np.ptp(others) > _SAME:
-            test = stats.ttest_ind(shares, others, equal_var=False)
-            found[name] = _by_t(value, value / test.statistic, test.df, "welch")
-        else:
-            found[name] = _by_prompts(value, arm, baseline)
-    return found
+    shares, others = ([count.share for count in side.values()] for side in (arm, baseline))
+    value = fmean(shares) - fmean(others)
+    if min(len(shares), len(others)) < 2 or np.ptp(shares) + np.ptp(others) <= _SAME:
+        return _by_prompts(value, arm, baseline)
+    # Scipy's own test divides by zero where the means are equal.
+    own, its = (float(np.var(side, ddof=1)) / len(side) for side in (shares, others))
+    freedom = (own + its) ** 2 / (own**2 / (len(shares) - 1) + its**2 / (len(others) - 1))
+    error = math.sqrt(own + its)
+    reach = float(stats.t.ppf(0.5 + LEVEL / 2, freedom)) * error
+    p = float(2 * stats.t.sf(abs(value) / error, freedom))
+    return Difference(value=value, low=max(-1.0, value - reach), high=min(1.0, value + reach), p=p, basis="welch")
 
 
 def holm(p_values: Mapping[Key, float]) -> dict[Key, float]:
     """p values that may be read together (Holm 1979): with none of the effects real, one below 0.05 comes up in at
-    most 5 % of all reports, however the skills hang together.
+    most 5 % of all such sets, however the skills hang together.
 
     Args:
         p_values: by skill.
@@ -170,23 +164,6 @@ def holm(p_values: Mapping[Key, float]) -> dict[Key, float]:
         worst = max(worst, min(1.0, (len(p_values) - rank) * p))
         adjusted[key] = worst
     return {key: adjusted[key] for key in p_values}
-
-
-def _luck(shares: Sequence[Sequence[float]]) -> tuple[float, float]:
-    """Standard error of a difference of two rows' means, from [arms, seeds], and its degrees of freedom."""
-    table = np.array(shares)
-    arms, seeds = table.shape
-    freedom = (arms - 1) * (seeds - 1)
-    if freedom == 0:
-        return 0.0, 0.0
-    rest = table - table.mean(axis=0) - table.mean(axis=1, keepdims=True) + table.mean()
-    return math.sqrt(2 * float((rest**2).sum()) / freedom / seeds), freedom
-
-
-def _by_t(value: float, error: float, freedom: float, basis: Literal["paired", "welch"]) -> Difference:
-    reach = float(stats.t.ppf(0.5 + LEVEL / 2, freedom)) * error
-    p = float(2 * stats.t.sf(abs(value) / error, freedom))
-    return Difference(value=value, low=max(-1.0, value - reach), high=min(1.0, value + reach), p=p, basis=basis)
 
 
 def _by_prompts(value: float, arm: Mapping[int, Count], baseline: Mapping[int, Count]) -> Difference:

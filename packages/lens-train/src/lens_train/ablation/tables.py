@@ -21,8 +21,8 @@ __all__ = ["arms_table", "axis_table", "cost_table", "distance_table", "noise_ta
 _NONE = "–"
 _READ = (
     "Accuracy in %, differences in points: means over seeds with 95 % t intervals. † fewer than three seeds: "
-    "exploratory. ‡ no spread between seeds: Wilson's interval over prompts. p: seeds as blocks (Welch where seeds "
-    "differ), two-sided, by Holm over all skills."
+    "exploratory. ‡ no spread between seeds: Wilson's interval over prompts. p: Welch's test over seeds, two-sided, by "
+    "Holm over an arm's skills."
 )
 
 

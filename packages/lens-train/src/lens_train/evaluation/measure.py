@@ -7,7 +7,6 @@ of thousands takes no more memory than a small one.
 from __future__ import annotations
 
 import io
-import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -85,7 +84,6 @@ def measure(
     tasks = evaluator.tasks()
     styles = list(dict.fromkeys(style for task in tasks for style in task.prompts))
     skills = list(dict.fromkeys(skill for task in tasks for skill in task.skills))
-    alike = _alike(tasks)
     answers: list[Answer] = []
     done = 0
     for examinee in examinees:
@@ -104,7 +102,7 @@ def measure(
                     on_batch=lambda count, done=done: on_picture(done + count),  # type: ignore[misc]
                 )
                 done += len(images)
-                for (number, task), image in zip(some, images, strict=True):
+                for (_, task), image in zip(some, images, strict=True):
                     given = verdicts(task, evaluator.score(task, image))
                     sheet.add(image, given)
                     answers += [
@@ -115,7 +113,6 @@ def measure(
                             task=task.id,
                             prompt=task.prompts[style],
                             correct=correct,
-                            cluster=alike[number],
                         )
                         for skill, correct in given
                     ]
@@ -142,12 +139,3 @@ def _request(task: EvalTask, style: str, model: LoadedModel, *, seed: int, index
     return Request(
         prompt=task.prompts[style], height=task.height or height, width=task.width or width, seed=seed, index=index
     )
-
-
-def _alike(tasks: Sequence[EvalTask]) -> list[int]:
-    """For each task the first that asks for the same: several pictures of one prompt are right and wrong together."""
-    first: dict[str, int] = {}
-    return [
-        first.setdefault(json.dumps([dict(task.prompts), dict(task.truth)], sort_keys=True), number)
-        for number, task in enumerate(tasks)
-    ]

@@ -27,7 +27,7 @@ Cluster = tuple[int, int]
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """A verdict; `cluster` is the same for pictures of the same prompt."""
+    """A verdict on a picture of a prompt."""
 
     model: str
     style: str
@@ -35,16 +35,15 @@ class Answer:
     task: str
     prompt: str
     correct: bool
-    cluster: int
 
 
 def scores_of(answers: Iterable[Answer]) -> dict[str, Any]:
     """`cells`, one for each model, style and skill, and `means`, two for each model and style."""
-    counted: dict[tuple[str, str], dict[str, dict[int, Cluster]]] = {}
+    counted: dict[tuple[str, str], dict[str, dict[str, Cluster]]] = {}
     for answer in answers:
         clusters = counted.setdefault((answer.model, answer.style), {}).setdefault(answer.skill, {})
-        right, asked = clusters.get(answer.cluster, (0, 0))
-        clusters[answer.cluster] = (right + answer.correct, asked + 1)
+        right, asked = clusters.get(answer.prompt, (0, 0))
+        clusters[answer.prompt] = (right + answer.correct, asked + 1)
     cells, means = [], []
     for (model, style), by_skill in counted.items():
         for skill, own in by_skill.items():
@@ -59,11 +58,11 @@ def _cell(clusters: Sequence[Cluster]) -> dict[str, Any]:
     return {"correct": correct, "n": n, "accuracy": correct / n, "low": low, "high": high}
 
 
-def _means(by_skill: dict[str, dict[int, Cluster]]) -> Iterable[dict[str, Any]]:
+def _means(by_skill: dict[str, dict[str, Cluster]]) -> Iterable[dict[str, Any]]:
     """The two headline numbers in use: every skill counts alike (GenEval), or every prompt does (DPG-Bench)."""
     share, low, high = stratified_interval([(_MANY, list(clusters.values())) for clusters in by_skill.values()])
     yield {"over": "skills", "n": len(by_skill), "accuracy": share, "low": low, "high": high}
-    whole: dict[int, Cluster] = {}
+    whole: dict[str, Cluster] = {}
     for clusters in by_skill.values():
         for name, (right, asked) in clusters.items():
             before = whole.get(name, (0, 0))

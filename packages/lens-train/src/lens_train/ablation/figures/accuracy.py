@@ -50,7 +50,7 @@ def overview_figure(
         basis = f"Means and 95 % intervals over {' or '.join(map(str, seeds))} seeds (small dots)."
         if seeds == [1]:
             basis = "One seed, so exploratory; 95 % intervals over prompts."
-        told = " ".join([basis, *(_EQUAL[name] for name in made.ablation.equal)])
+        told = " ".join([basis, *(_EQUAL[name] for name in made.ablation.budget)])
         figure.suptitle(cut(title, 75), x=0.012, ha="left", fontsize=11.5, fontweight="bold")
         panels = figure.subplots(1, 2, width_ratios=(1.15, 1)) if has_curve else [figure.subplots()]
         _draw_arms(panels[0], made, arms, colours, skills)

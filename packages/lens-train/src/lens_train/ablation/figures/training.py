@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from lens_train.ablation.figures.look import compact, cut, from_zero, name_ends, new_figure, plain, png, style
+from lens_train.ablation.figures.look import compact, cut, from_zero, name_ends, new_figure, plain, png, style, subtitle
 from lens_train.ablation.sentences import skill_words
 
 if TYPE_CHECKING:
@@ -83,6 +83,7 @@ def draw_scores(axes: Axes, ablation: Ablation, arms: Sequence[str], colours: Ma
     from_zero(axes)
     axes.set_xlabel("training FLOPs")
     axes.set_title(f"{cut(skill_words(skill))} right, %")
+    subtitle(axes, "while training, on other prompts")
     name_ends(axes, ends, colours)
 
 
