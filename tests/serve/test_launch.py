@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -78,6 +80,7 @@ def start(tmp_path):
 def server(start, tiny_folder):
     """A server of the tiny model, in which requests may take long."""
     options = ["--set", "listen.metrics_port=null", "--set", "engine.threads=1", "--set", "bounds.max_steps=1000"]
+    options += ["--set", "bounds.max_images=10"]
     options += ["--set", "admission.max_backlog_s=1e6", "--set", "admission.max_wait_factor=1e6"]
     options += ["--set", "listen.drain_s=600", "--set", "engine.watchdog_s=60"]  # whatever else this machine does
     made = start("serve", "--model", f"tiny={tiny_folder}", "--port", "0", *options)
@@ -105,6 +108,27 @@ def test_a_server_drains(server):
         assert running.result().status_code == 200
     assert server.end() == 0
     assert server.lines[-1] == "lens: stopped; 1 images were served"
+
+
+def test_what_was_drawn_is_delivered(server):
+    """Though its reader takes his time, and more of it than fits between him and the server."""
+    body = json.dumps({"prompt": "a", "n": 10, "size": "320x320", "lens": {"steps": 1, "guidance": 1}})
+    host = server.url.removeprefix("http://")
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.settimeout(WAIT_S)
+        client.connect(("127.0.0.1", int(host.rpartition(":")[2])))
+        lines = f"Host: {host}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}"
+        client.sendall(f"POST /v1/images/generations HTTP/1.1\r\n{lines}\r\n\r\n{body}".encode())
+        answer = client.recv(12)  # it has begun: all is drawn
+        server.process.send_signal(signal.SIGTERM)
+        time.sleep(7)  # nothing is cut off sooner than `listen.drain_s` says
+        while piece := client.recv(1 << 20):
+            answer += piece
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert len(answer) > 3_500_000
+    assert len(json.loads(answer.partition(b"\r\n\r\n")[2])["data"]) == 10
+    assert server.end() == 0
 
 
 def test_a_second_signal_does_not_wait(server):

@@ -292,6 +292,7 @@ async def test_a_checker_that_breaks_refuses(caplog):
         with pytest.raises(CheckFailed) as caught:
             await made.check_prompt("break", "rewritten prompt")
         assert caught.value.where == "rewritten prompt"
+        assert caught.value.__cause__ is None  # what fails of it is logged with its cause
         with pytest.raises(CheckFailed, match="could not be checked"):
             await made.check_image(IMAGE + 255)
     assert "secret" not in f"{caught.value} {caplog.text}"

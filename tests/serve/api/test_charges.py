@@ -6,6 +6,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import openai
 import pytest
 
 from lens_serve.admission.keys import ANONYMOUS
@@ -45,6 +46,16 @@ def test_what_was_drawn_is_charged(live):
 def test_nobody_pays_for_what_the_server_failed_to_draw(live, fault):
     """NaN are found when all steps are taken."""
     assert charged_s(live, f"{fault} on the first day", 500) == 0
+
+
+def test_what_ends_engines_is_not_sent_again(live):
+    """By OpenAI's clients, of their own accord: each time would end two more."""
+    restarts = live.states[0].restarts
+    with live.openai(max_retries=2) as client, pytest.raises(openai.InternalServerError, match="lost twice") as caught:
+        client.images.generate(prompt="die")
+    assert caught.value.code == "engine_lost"
+    wait_until(lambda: live.server.engines.is_ready, "a new engine")
+    assert live.states[0].restarts == restarts + 2
 
 
 def test_a_refused_picture_was_drawn_all_the_same(live, monkeypatch):

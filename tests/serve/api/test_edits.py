@@ -116,10 +116,23 @@ def test_formats(client, format):
 
 
 def test_one_picture_at_a_time(client, live):
-    files = [("image", ("a.png", file_of(PICTURE))), ("image", ("b.png", file_of(PICTURE)))]
-    assert error_of(client.post("/v1/images/edits", data={"prompt": "x"}, files=files), 400)["param"] == "image"
-    with live.openai(max_retries=0) as theirs, pytest.raises(openai.BadRequestError, match="Did you mean 'image'"):
+    for names in (("image", "image"), ("image", "image[]"), ("image[]", "image[]")):
+        files = [(name, (f"{number}.png", file_of(PICTURE))) for number, name in enumerate(names)]
+        error = error_of(client.post("/v1/images/edits", data={"prompt": "x"}, files=files), 400)
+        assert (error["param"], error["message"]) == ("image", "One image can be started from, not several.")
+    with live.openai(max_retries=0) as theirs, pytest.raises(openai.BadRequestError, match="not several"):
         theirs.images.edit(image=[file_of(PICTURE), file_of(PICTURE)], prompt="x")
+
+
+def test_a_list_of_one_picture_is_a_picture(client, live):
+    """OpenAI's clients, and the examples of its documentation, call it `image[]`."""
+    lens = json.dumps({"mode": "img2img", "seed": 1, "tier": "exact"})
+    with live.openai(max_retries=0) as theirs:
+        answer = theirs.images.edit(image=[file_of(PICTURE)], prompt="a red fox", extra_body={"lens": lens})
+    plain = edit(client, lens=json.loads(lens)).json()
+    assert answer.data[0].b64_json == plain["data"][0]["b64_json"]
+    error = error_of(client.post("/v1/images/edits", data={"prompt": "x", "image[]": "no file"}), 400)
+    assert error["param"] == "image"
 
 
 def test_masks_go_with_inpainting(client):

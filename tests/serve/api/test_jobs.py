@@ -363,6 +363,44 @@ async def test_jobs_are_forgotten_when_they_are_done_and_old_or_many():
     assert not going.good
 
 
+@pytest.mark.anyio
+@pytest.mark.parametrize("ended", [picture(), ApiError(503, "Lost.", code="unavailable")], ids=["done", "failed"])
+async def test_a_repetition_joins_a_job_under_way_and_none_that_has_ended(ended):
+    jobs, idempotency = jobs_of(), Idempotency(Shelf(most_bytes=1 << 20))
+
+    def begin():
+        drawings.append(drawing := Drawing(ended))
+        drawing.go()
+        return jobs.begin(order(), aiter(drawing))
+
+    drawings = []
+    asked = ("key", None, b"body", begin)
+    first = await idempotency.once(*asked)
+    assert await idempotency.once(*asked, repeated=True) is first
+    drawings[0].go(2)
+    await settle()
+    assert first.finished
+    assert await idempotency.once(*asked, repeated=True) is not first
+
+
+@pytest.mark.anyio
+async def test_the_same_key_gets_another_job_after_one_that_failed_but_not_after_one_that_was_given_up():
+    jobs, idempotency = jobs_of(), Idempotency(Shelf(most_bytes=1 << 20))
+    failing, going = Drawing(ApiError(503, "Lost.", code="unavailable")), Drawing()
+    failing.go(2)
+    going.go()
+    drawings = iter([failing, going])
+    asked = ("key", "name", b"body", lambda: jobs.begin(order(), aiter(next(drawings))))
+    first = await idempotency.once(*asked)
+    await settle()
+    assert first.status == "failed"
+    second = await idempotency.once(*asked)
+    assert second is not first
+    await second.cancel()
+    assert second.status == "cancelled"
+    assert await idempotency.once(*asked) is second
+
+
 # --- over HTTP ---
 
 
@@ -553,6 +591,29 @@ def test_an_answer_that_nobody_reads_is_dropped(slow, monkeypatch):
         asked = f"GET {PATH}/{id} HTTP/1.1\r\nHost: 127.0.0.1:{live.port}\r\n\r\n"
         with unread(live, asked):
             wait_until(lambda: not any(live.server.streams.values()), "its end")
+
+
+def test_an_answer_that_waits_for_its_reader_holds_the_images_once(slow):
+    live, _ = slow
+    body = json.dumps({"prompt": "x", "n": 4, "size": "192x192", "lens": {"steps": 1}})
+    lines = f"Host: 127.0.0.1:{live.port}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}"
+    wait_until(lambda: live.rests, "what was asked for before")
+    with unread(live, f"POST /v1/images/generations HTTP/1.1\r\n{lines}\r\n\r\n{body}") as connection:
+
+        def held():
+            gc.collect()
+            return [one for one in live.server.idempotency._flying.values() if isinstance(one, Recording)]  # no job
+
+        wait_until(lambda: not live.ask(held), "the recording's end")
+        answer = b""
+        while b"\r\n\r\n" not in answer:
+            answer += connection.recv(1 << 16)
+        head, _, answer = answer.partition(b"\r\n\r\n")
+        size = int(head.lower().partition(b"content-length: ")[2].split()[0])
+        assert size > 4 << 16
+        while len(answer) < size:
+            answer += connection.recv(1 << 16)
+    assert len(json.loads(answer)["data"]) == 4
 
 
 def test_streams_of_jobs_count_among_a_keys_streams(slow):

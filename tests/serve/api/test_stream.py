@@ -145,7 +145,7 @@ def test_a_reader_who_does_not_read_is_dropped(slow, monkeypatch):
 
 
 def test_a_slow_but_steady_reader_is_served(monkeypatch):
-    """However large an event is: what counts is the time since the reader took anything.
+    """However large an event is: what counts is the time since the reader took anything, and that he takes enough.
 
     Where this machine is held up for so long, the reader is not steady: then all of it is tried again, more slowly.
     """
@@ -158,6 +158,13 @@ def test_a_slow_but_steady_reader_is_served(monkeypatch):
             break
     assert received.endswith(b"0\r\n\r\n"), "it was dropped"
     assert received.count(b"a") >= 3 << 20
+
+
+def test_a_steady_reader_who_takes_too_little_is_dropped(monkeypatch):
+    """Or he could have megabytes wait for him for hours."""
+    monkeypatch.setattr(sending, "WRITE_S", 1.0)
+    monkeypatch.setattr(sending, "SLOWEST", 100 << 20)
+    assert not read_slowly(3 << 20, pause_s=0.02).endswith(b"0\r\n\r\n")
 
 
 def read_slowly(size, *, pause_s):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from lens_serve.api.errors import to_api_error
@@ -47,6 +49,27 @@ def draw(client, prompt, **lens):
     assert answer.status_code == 200, answer.text
     body = answer.json()
     return answer.headers["x-lens-rewrite"], body["data"][0]["revised_prompt"], body["lens"]["images"][0]
+
+
+def test_rewriting_is_no_waiting_for_an_engine(tiny_folder, monkeypatch):
+    """Or the times of the stages overlap, and whose prompt took long goes before others."""
+    rewritten, handed_over = [], []
+    with live_server(settings_for(tiny_folder)) as live, live.http() as client:
+        rewrite, drawing = live.server.rewriting.rewrite, live.server.engines.draw
+
+        async def timed(*about, **wanted):
+            made = await rewrite(*about, **wanted)
+            rewritten.append(time.monotonic())
+            return made
+
+        def heard(draw):
+            handed_over.append(draw.arrived)
+            return drawing(draw)
+
+        monkeypatch.setattr(live.server.rewriting, "rewrite", timed)
+        monkeypatch.setattr(live.server.engines, "draw", heard)
+        draw(client, "a circle")
+    assert handed_over > rewritten
 
 
 def test_what_was_rewritten_is_drawn_and_told(client, chat):

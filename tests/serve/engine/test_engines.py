@@ -186,7 +186,7 @@ def test_a_job_that_ends_engines_takes_no_other_with_it(replicas):
             innocent = [draw(seed=seed) for seed in range(6)]
             guilty = draw("die")
             reasons = await asyncio.gather(*(reason_of(made, job) for job in [*innocent[:3], guilty, *innocent[3:]]))
-            assert reasons == ["drawn"] * 3 + ["unavailable"] + ["drawn"] * 3
+            assert reasons == ["drawn"] * 3 + ["lost"] + ["drawn"] * 3
             assert sum(state.restarts for state in made.states) + (not all(s.is_ready for s in made.states)) >= 1
             await until(lambda: all(state.is_ready for state in made.states))
             assert await reason_of(made, draw()) == "drawn"

@@ -132,7 +132,7 @@ def test_a_prompt_that_hangs_every_engine(run):
     async def scenario(engines):
         expected = await alone(engines, crowd(6, mark="alone"))
         outcomes = await outcomes_of(engines, [*crowd(6), draw_of("guilty", prompt="hang")])
-        assert outcomes == [*expected, "unavailable"]
+        assert outcomes == [*expected, "lost"]
         await is_idle(engines)
         assert await outcome_of(engines, crowd(1, mark="after")[0]) == expected[0]
 

@@ -194,7 +194,7 @@ def test_an_error_on_the_way_is_said(narrow, open_window):
         wait_until(lambda: narrow.jobs == 1 and narrow.pid not in {*pids, None}, "the job")
         pids.add(pid := narrow.pid)
         os.kill(pid, signal.SIGKILL)
-    expect(window.page.locator("#trouble-title")).to_have_text("The server cannot draw just now.")
+    expect(window.page.locator("#trouble-title")).to_have_text("Something went wrong on the server.")
     expect(window.page.locator("#trouble-detail")).to_contain_text("lost twice")
     wait_until(lambda: narrow.server.engines.is_ready and narrow.rests, "a new engine")
     window.button("Try now").click()

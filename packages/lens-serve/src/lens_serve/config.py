@@ -59,7 +59,9 @@ class ListenSettings(Config):
     )
     keys: str | None = Field(None, description="The file of API keys that `lens serve keys` writes; null: no keys.")
     insecure: bool = Field(False, description="Listen beyond loopback without keys.")
-    drain_s: float = Field(30.0, gt=0, le=3600, description="How long running requests may finish at the end.")
+    drain_s: float = Field(
+        30.0, gt=0, le=3600, description="How long running requests may finish, and be sent, at the end."
+    )
 
     @model_validator(mode="before")
     @classmethod

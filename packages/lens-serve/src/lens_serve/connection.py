@@ -15,10 +15,12 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 if TYPE_CHECKING:
     import asyncio
 
-__all__ = ["MAX_CONNECTIONS", "MAX_HEAD_BYTES", "Connection", "raise_file_limit"]
+__all__ = ["MAX_CONNECTIONS", "MAX_HEAD_BYTES", "MAX_HEAD_LINES", "Connection", "raise_file_limit"]
 
 MAX_CONNECTIONS = 2000
 MAX_HEAD_BYTES = 64 << 10
+MAX_HEAD_LINES = 200
+"""Of a request's head, and of the lines that may follow its body; each takes much more memory here than on its way."""
 HEAD_S = 15.0
 """For the head of a request, from its first byte or from connecting."""
 IDLE_S = 20.0
@@ -32,8 +34,8 @@ class Connection(HttpToolsProtocol):
 
     _waiting: asyncio.TimerHandle | None = None
     _stalled: asyncio.TimerHandle | None = None
-    _in_head = True
     _head_bytes = 0
+    _head_lines = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take it up, if there is room."""
@@ -44,25 +46,34 @@ class Connection(HttpToolsProtocol):
             self._expect(HEAD_S)
 
     def data_received(self, data: bytes) -> None:
-        """Read on; a head that never ends ends the connection."""
-        within = self._in_head
+        """Read on; what neither begins a request nor belongs to its body ends the connection if it never ends."""
+        self._head_bytes += len(data)
         super().data_received(data)
-        if within and self._in_head:
-            self._head_bytes += len(data)
-            if self._head_bytes > MAX_HEAD_BYTES:
-                self.transport.abort()
+        if self._head_bytes > MAX_HEAD_BYTES:
+            self.transport.abort()
 
     def on_message_begin(self) -> None:
         """A request begins."""
         super().on_message_begin()
-        self._in_head, self._head_bytes = True, 0
+        self._head_bytes = self._head_lines = 0
         self._expect(HEAD_S)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A line of its head, or one of those that may follow a body in chunks, which uvicorn keeps with the head's."""
+        self._head_lines += 1
+        if self._head_lines > MAX_HEAD_LINES:
+            raise ValueError("too many header lines")  # which ends the parser, and uvicorn answers 400
+        super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         """Its head is complete; the application sees to the rest."""
-        self._in_head = False
         self._expect(None)
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Some of its body came."""
+        super().on_body(body)
+        self._head_bytes = 0
 
     def on_response_complete(self) -> None:
         """It is answered; unless another waits behind it, one may come."""

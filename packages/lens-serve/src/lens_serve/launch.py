@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import signal
+import time
 from typing import TYPE_CHECKING
 
 import uvicorn
@@ -94,6 +96,7 @@ class Serving:
                 told(server.metrics.images)
                 await asyncio.sleep(_LOOK_S)
             server.admission.draining = True
+            end = time.monotonic() + listen.drain_s
             if server.admission.inside:
                 self._say(
                     f"stopping; {server.admission.inside} requests may finish, for {listen.drain_s:.0f} s at most"
@@ -102,6 +105,8 @@ class Serving:
                     async with asyncio.timeout(listen.drain_s):
                         while server.admission.inside:
                             await asyncio.sleep(_LOOK_S)
+            # What was drawn may be on its way still: it has the rest of the time, in uvicorn's whole seconds.
+            http.config.timeout_graceful_shutdown = max(1, math.ceil(end - time.monotonic()))
         finally:
             loading.cancel()
             http.should_exit = True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -32,8 +31,6 @@ if TYPE_CHECKING:
     from lens_serve.server import Server
 
 __all__ = ["create_app"]
-
-logger = logging.getLogger(__name__)
 
 EDITS = "/v1/images/edits"
 
@@ -149,8 +146,6 @@ def _event(data: dict[str, Any]) -> dict[str, Any]:
 async def _foreseen(_: Request, error: Exception) -> Response:
     told = to_api_error(error)
     assert told is not None
-    if told.status >= 500 and error.__cause__ is not None:
-        logger.error("%s %s", told.message, error.__cause__)  # which may name paths: for the operator only
     return answer(told)
 
 

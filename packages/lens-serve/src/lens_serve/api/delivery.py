@@ -46,7 +46,7 @@ class Same(NamedTuple):
 async def deliver(server: Server, request: Request, order: Order, kind: Kind, same: Same, *, stream: bool) -> Response:
     """Carry an order out and answer with it. Whatever can be refused is refused before the answer begins."""
     note(request.scope, **order.facts)
-    with ExitStack() as held:
+    with ExitStack() as held, ExitStack() as joined:
         if stream:
             held.enter_context(server.streaming(order.key))
         begun = server.idempotency.once(
@@ -57,12 +57,14 @@ async def deliver(server: Server, request: Request, order: Order, kind: Kind, sa
             repeated=bool(order.place.repeated),
         )
         recording = await unless_gone(request, begun)
-        held.callback(recording.leave)  # `once` has joined it
+        joined.callback(recording.leave)  # `once` has joined it
         if recording.order is not order and not stream:
             held.enter_context(server.streaming(order.key))  # nobody was let in for it, so nothing else bounds these
         order, events = recording.order, recording.read()
         headers = {"x-lens-rewrite": recording.started.rewritten.outcome}
         if stream:
+            held.push(joined.pop_all())
             return EventStream(frames(order, events, kind), headers=headers, held=held.pop_all())
         pictures = await unless_gone(request, collect(events))
+        # The answer holds the images once more; however slowly it is read, the recording need not wait for that.
         return ImagesResponse(images_answer(order, pictures), headers=headers, held=held.pop_all())

@@ -59,7 +59,8 @@ async def edit(
     server: Server = request.app.state.server
     lens = asked.lens or EditLens()
     model = model_of(server, asked.model)
-    if len((await request.form()).getlist("image")) > 1:
+    form = await request.form()
+    if len(form.getlist("image") + form.getlist("image[]")) > 1:
         raise ApiError(400, "One image can be started from, not several.", code="invalid_value", param="image")
     if lens.mode is None or not model.can_start:
         raise ApiError(404, _EXPLAINED, code="model_not_supported", param="lens.mode")

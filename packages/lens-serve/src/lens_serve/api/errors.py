@@ -45,6 +45,7 @@ _ENGINE = {
     "deadline": (504, "deadline", _NEVER_AGAIN),
     "memory": (500, "out_of_memory", _NEVER_AGAIN),
     "not-finite": (500, "not_finite", _NEVER_AGAIN),
+    "lost": (500, "engine_lost", _NEVER_AGAIN),
     "internal": (500, "internal", {}),
     "unavailable": (503, "unavailable", {"retry-after": "5"}),
 }

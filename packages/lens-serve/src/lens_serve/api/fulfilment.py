@@ -7,15 +7,14 @@ Every way to ask for images - one answer, a stream of events, a job to fetch lat
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from lens_serve.admission.admission import Refused
-from lens_serve.api.errors import ApiError
+from lens_serve.api.errors import ApiError, to_api_error
 from lens_serve.engine.events import EngineError, Glimpse, Picture, Step
 from lens_serve.images.store import new_name
 from lens_serve.provenance.receipt import receipt
@@ -34,6 +33,8 @@ if TYPE_CHECKING:
     from lens_serve.server import Server
 
 __all__ = ["Event", "PictureEvent", "PreviewEvent", "Started", "StepEvent", "carry_out"]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -83,8 +84,9 @@ async def carry_out(server: Server, order: Order) -> AsyncIterator[Event]:
         Refused: before the first event, if the server is too busy.
         Unsafe, EngineError, ApiError: at any time.
     """
-    draws, place, stage = order.draws(), order.place, "prompt"
+    place, stage = order.place, "prompt"
     try:
+        draws = order.draws(order.prompt)
         admitted = server.admission.admit(order.key, draws, ticket=place.ticket, repeated=place.repeated)
     except Refused as refused:
         server.metrics.refused(refused.code)
@@ -96,11 +98,8 @@ async def carry_out(server: Server, order: Order) -> AsyncIterator[Event]:
         rewritten = await _decide_on_prompt(server, order)
         yield Started(rewritten)
         stage = "draw"
-        for draw in draws:
-            drawing = _draw(
-                server, order, msgspec.structs.replace(draw, prompt=rewritten.text), rewritten, events, reached
-            )
-            tasks.append(asyncio.create_task(drawing))
+        for draw in order.draws(rewritten.text):
+            tasks.append(asyncio.create_task(_draw(server, order, draw, rewritten, events, reached)))
         admitted.submitted()
         left = order.n
         while left:
@@ -116,6 +115,9 @@ async def carry_out(server: Server, order: Order) -> AsyncIterator[Event]:
             yield event
     except (asyncio.CancelledError, GeneratorExit):
         server.metrics.cancelled(stage)
+        raise
+    except Exception as error:
+        _report(server, order, error)
         raise
     finally:
         for task in tasks:
@@ -133,6 +135,21 @@ def _is_our_fault(error: Exception) -> bool:
     if isinstance(error, EngineError):
         return error.reason not in {"deadline", "invalid", "memory"}
     return isinstance(error, CheckFailed) or not isinstance(error, Unsafe)
+
+
+def _report(server: Server, order: Order, error: Exception) -> None:
+    """Count and log a failure of the server: the status of a stream that has begun, or of a job, does not tell it.
+
+    Where in the code something went wrong that nobody foresaw, whoever answers logs.
+    """
+    told = to_api_error(error)
+    if told is None:
+        server.metrics.failed("internal")
+    elif told.status >= 500:
+        server.metrics.failed(told.code)
+        # The cause may name paths: it is for the operator only.
+        cause = "" if error.__cause__ is None else f" {error.__cause__}"
+        logger.error("order %s failed: %s%s", order.id, told.message, cause)
 
 
 async def _decide_on_prompt(server: Server, order: Order) -> Rewritten:

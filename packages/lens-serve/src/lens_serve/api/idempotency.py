@@ -152,7 +152,7 @@ class Idempotency:
                 return cast("T", found.value)
         elif repeated:
             flying, making = self._flying.get(slot), self._making.get(slot)
-            if flying is not None and flying.good:
+            if flying is not None and flying.good and not flying.finished:
                 flying.join()
                 return cast("T", flying)
         begun = making or self._begin(slot, body_hash, make)

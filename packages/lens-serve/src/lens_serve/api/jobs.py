@@ -95,8 +95,8 @@ class ImageJob:
 
     @property
     def good(self) -> bool:
-        """Whether a repeated request gets this one: as long as it is known, however it ended."""
-        return self in self._jobs
+        """Whether a repeated request gets this one: as long as it is known, unless it failed by itself."""
+        return self in self._jobs and (self.recording.good or self.recording.cancelled)
 
     def join(self) -> None:
         """A job needs nobody."""

@@ -49,7 +49,6 @@ class Order:
         place: what is said of a place that was promised earlier.
         start: what to start from.
         id: our own name for it.
-        arrived: when, by `time.monotonic()`.
     """
 
     key: Key
@@ -77,7 +76,6 @@ class Order:
     place: Place
     start: StartPicture | None
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
-    arrived: float = field(default_factory=time.monotonic)
 
     @property
     def size(self) -> str:
@@ -92,15 +90,16 @@ class Order:
     @property
     def facts(self) -> dict[str, Any]:
         """What the log tells of it."""
-        return {"model": self.model.name, "size": self.size, "steps": self.steps, "n": self.n, "prompt": self.prompt}
+        drawn = {"model": self.model.name, "size": self.size, "steps": self.steps, "n": self.n}
+        return {"order": self.id, **drawn, "prompt": self.prompt}
 
-    def draws(self) -> list[Draw]:
-        """One for each image, of the prompt as asked."""
+    def draws(self, prompt: str) -> list[Draw]:
+        """One for each image, of a prompt as asked or as rewritten; an engine takes them to wait from now on."""
         return [
             Draw(
                 id=f"{self.id}-{index}",
                 model=self.model.name,
-                prompt=self.prompt,
+                prompt=prompt,
                 negative=self.negative,
                 height=self.height,
                 width=self.width,
@@ -113,7 +112,7 @@ class Order:
                 lora_scale=self.lora_scale,
                 key=self.key.id,
                 weight=self.key.weight,
-                arrived=self.arrived,
+                arrived=time.monotonic(),
                 deadline=self.deadline,
                 previews=self.previews,
                 start=self.start,
@@ -210,7 +209,6 @@ def order_of(
         raise ApiError(400, message, code="invalid_value", param="output_compression")
     quality: Quality = "medium" if asked.quality is None or asked.quality == "auto" else asked.quality
     by_quality = {"low": max(1, model.steps // 2), "medium": model.steps, "high": 2 * model.steps}[quality]
-    arrived = time.monotonic()
     height, width = size
     return Order(
         key=key,
@@ -233,11 +231,10 @@ def order_of(
         compression=asked.output_compression,
         url=asked.response_format == "url",
         previews=(asked.partial_images or 0) if asked.stream else 0,
-        deadline=None if lens.deadline_ms is None else arrived + lens.deadline_ms / 1000,
+        deadline=None if lens.deadline_ms is None else time.monotonic() + lens.deadline_ms / 1000,
         user=asked.safety_identifier or asked.user,
         place=place,
         start=start,
-        arrived=arrived,
     )
 
 

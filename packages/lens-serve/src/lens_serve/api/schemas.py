@@ -128,6 +128,16 @@ class EditForm(Pictures):
     partial_images: Number | None = Field(None, ge=0, le=3, description="Previews of each image in the events.")
     lens: Json[EditLens] | None = Field(None, description="Our own parameters.")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _know_lists(cls, data: Any) -> Any:
+        """OpenAI's clients call a list of pictures `image[]`, though it be of one; `edit` counts them."""
+        if isinstance(data, dict) and "image[]" in data:
+            data = dict(data)
+            listed = data.pop("image[]")
+            data.setdefault("image", listed[0] if isinstance(listed, list) else listed)
+        return data
+
 
 class Image(BaseModel):
     """One image, in the answer or at a URL."""

@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from starlette.types import Send
 
-__all__ = ["WRITE_S", "Writer", "dropped"]
+__all__ = ["SLOWEST", "WRITE_S", "Writer", "dropped"]
 
 WRITE_S = 30.0
 """A reader who takes nothing for so long is dropped."""
+
+SLOWEST = 1 << 16
+"""Bytes a second: a reader who takes less in the long run is dropped too, since what waits for it takes up memory."""
 
 _PIECE = 1 << 16
 logger = logging.getLogger(__name__)
@@ -32,9 +35,9 @@ class Writer:
         """Write; with `more`, something follows.
 
         Raises:
-            TimeoutError: the reader takes nothing.
+            TimeoutError: the reader takes nothing, or too little.
         """
-        async with self._turn:
+        async with self._turn, asyncio.timeout(WRITE_S + len(data) / SLOWEST):
             for begin in range(0, len(data) or 1, _PIECE):
                 piece, last = data[begin : begin + _PIECE], begin + _PIECE >= len(data)
                 async with asyncio.timeout(WRITE_S):
@@ -43,4 +46,4 @@ class Writer:
 
 def dropped() -> None:
     """Say that a reader was."""
-    logger.info("dropped a reader that took nothing for %g s", WRITE_S)
+    logger.info("dropped a reader that took nothing for %g s, or less than %d bytes a second", WRITE_S, SLOWEST)

@@ -181,7 +181,7 @@ class Engines:
                     if number > heard[type(event)]:  # not what another engine had said before
                         heard[type(event)] = number
                         yield event
-        raise EngineError("unavailable", "the engine was lost twice while it drew this picture")
+        raise EngineError("lost", "the engine was lost twice while it drew this picture")
 
     async def _place(self, draw: Draw, *, again: bool) -> EngineClient:
         """The engine that a job goes to; waits until there is one."""

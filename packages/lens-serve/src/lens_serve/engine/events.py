@@ -47,11 +47,12 @@ class EngineError(Exception):
     """A picture will not be drawn.
 
     Args:
-        reason: as in `messages.Failed`; or "unavailable": there is no engine that could draw it.
+        reason: as in `messages.Failed`; "unavailable": there is no engine that could draw it; or "lost": two engines
+            ended over it, and another would.
         message: one line for the client.
     """
 
-    def __init__(self, reason: Reason | Literal["unavailable"], message: str):
+    def __init__(self, reason: Reason | Literal["unavailable", "lost"], message: str):
         super().__init__(message)
         self.reason = reason
         self.message = message

@@ -63,7 +63,7 @@ class Draw(msgspec.Struct, frozen=True, kw_only=True, tag=True):
         lora_scale: its weight.
         key: whose job it is, for fair shares.
         weight: of that key.
-        arrived: when.
+        arrived: when it was handed over, its prompt decided on.
         deadline: when it is of no use any more.
         previews: how many to send, spread over the way.
         start: what to start from.

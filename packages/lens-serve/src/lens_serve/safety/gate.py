@@ -94,4 +94,4 @@ def _answer(name: str, check: Callable[[Any], str | None], about: Any, where: Wh
             place = place.tb_next
         line = f"{place.tb_frame.f_code.co_filename}:{place.tb_lineno}" if place else "?"
         _log.error("the safety checker %s broke on the %s: %s at %s", name, where, type(error).__name__, line)
-        raise CheckFailed("it could not be checked", where) from error
+        raise CheckFailed("it could not be checked", where) from None

@@ -50,6 +50,7 @@ class Metrics:
             "lens_request_seconds", "From request to answer.", ["route"], buckets=_REQUEST_S, registry=counted
         )
         self._refused = Counter("lens_refusals", "Requests that were not let in.", ["code"], registry=counted)
+        self._failed = Counter("lens_failures", "Requests that were let in, and failed.", ["code"], registry=counted)
         self._images = Counter("lens_images", "Images drawn.", ["model"], registry=counted)
         self._stages = Histogram(
             "lens_stage_seconds", "What an image spent in a stage.", ["stage"], buckets=_REQUEST_S, registry=counted
@@ -98,6 +99,10 @@ class Metrics:
     def refused(self, code: str) -> None:
         """A request was not let in."""
         self._refused.labels(code).inc()
+
+    def failed(self, code: str) -> None:
+        """The server failed at a request, whatever status its answer had begun with."""
+        self._failed.labels(code).inc()
 
     def cancelled(self, stage: str) -> None:
         """A client went while its request was in a stage."""
