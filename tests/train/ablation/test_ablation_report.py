@@ -255,6 +255,33 @@ def test_arms_that_were_given_more_and_less_are_not_called_equal(publish, report
     assert "apart at most" not in text
 
 
+def test_arms_may_have_baselines_of_their_own(publish, report):
+    arms = {f"{style}-{size}": style for size in ("half", "twice") for style in ("brief", "dense")}
+    made = made_up.Ablation("compute", arms)
+    for arm, style in arms.items():
+        made.score(arm, {"single": 0.3 + 0.2 * ("twice" in arm) + 0.3 * (arm == "dense-twice")}, n=5000, spread=0)
+        made.train(arm, words=made_up.WORDS[style], flops=1.1e13 if "half" in arm else 4.4e13)
+    baselines = {"compute": {"dense-half": "brief-half", "dense-twice": "brief-twice"}}
+    kinds = {
+        kind: {"name": style, "arms": [f"compute/{style}-half", f"captions/{style}", f"compute/{style}-twice"]}
+        for kind, style in (("long", "dense"), ("short", "brief"))
+    }
+    axes = [{"label": "training FLOPs", "metric": "training_flops", **kinds}]
+    made = [made_up.captions().publish(publish), made.publish(publish)]
+    folder, _ = report(made, baselines=baselines, axes=axes, headline=["single"])
+    rows = list(csv.DictReader(io.StringIO((folder / "tables/accuracy.csv").read_text())))
+    found = {
+        r["arm"]: r["baseline"]
+        for r in rows
+        if (r["ablation"], r["prompts"], r["skill"]) == ("compute", "own", "single")
+    }
+    assert found == {"brief-half": "", "dense-half": "brief-half", "brief-twice": "", "dense-twice": "brief-twice"}
+    text = (folder / "report.md").read_text()
+    shown = text.split("## What was shown")[1].split("## ")[0]
+    assert "compute: dense-twice against brief-twice on single object: better, +30 points" in shown
+    assert "| dense-twice (against brief-twice) | 3 |" in text
+
+
 def test_stages_that_measure_alike_are_arms_of_their_own(publish):
     made = made_up.Ablation("guidance", {"dense": "dense", "brief": "brief"}, seeds=[0], equal={"flops": 1e12})
     for arm in ("dense", "brief"):
@@ -388,6 +415,7 @@ def test_a_fast_run_of_one_seed_claims_nothing(publish, report):
     ("settings", "message"),
     [
         ({"baselines": {"captions": "none"}}, "names the arm 'none', and there is none; there are captions/alt-text"),
+        ({"baselines": {"captions": {"none": "dense"}}}, "baselines name none, but the arms of captions are alt-text"),
         ({"baselines": {"other": "dense"}}, "baselines name other, but the sources are captions"),
         ({"headline": ["juggling"]}, "headline names the skill 'juggling', but captions was judged on single, two"),
         (

@@ -52,7 +52,7 @@ def _row(made: Comparison, result: Result) -> dict[str, Any]:
     if apart is None:
         return row
     return row | {
-        "baseline": made.baseline,
+        "baseline": made.baselines[result.arm],
         "difference": apart.value,
         "difference_low": apart.low,
         "difference_high": apart.high,
@@ -65,7 +65,7 @@ def _row(made: Comparison, result: Result) -> dict[str, Any]:
 def _comparison(made: Comparison) -> dict[str, Any]:
     return {
         "ablation": made.ablation.name,
-        "baseline": made.baseline,
+        "baselines": dict(made.baselines),
         "equal": {arm: dict(given) for arm, given in made.ablation.equal.items()},
         "training_flops_apart": made.flops_apart(),
         "caption_dollars": dict(made.dollars),

@@ -28,7 +28,7 @@ class Result:
         skill: which.
         seeds: accuracy by seed.
         accuracy: over seeds.
-        difference: to the baseline (asked in its own style where this arm is in its own); None for the baseline.
+        difference: to the baseline (asked in its own style where this arm is in its own); None for an arm without one.
         p: of the difference, by Holm over the skills.
         claimable: whether both have seeds enough to claim anything.
     """
@@ -45,19 +45,25 @@ class Result:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """An ablation's arms against a baseline.
+    """An ablation's arms against a baseline, or each against its own.
 
     Args:
         ablation: whose arms.
-        baseline: ARM, or ABLATION/ARM where it is another's.
+        baselines: ARM, or ABLATION/ARM where it is another's, of each arm that is compared.
         results: by arm, prompts and skill.
         dollars: what captions of all training images would have cost, by arm, where words and images are known.
     """
 
     ablation: Ablation
-    baseline: str
+    baselines: Mapping[str, str]
     results: Mapping[tuple[str, str, str], Result]
     dollars: Mapping[str, float]
+
+    @property
+    def baseline(self) -> str | None:
+        """The one that all are compared with; None where arms have their own."""
+        all_of_them = {*self.baselines.values()}
+        return all_of_them.pop() if len(all_of_them) == 1 else None
 
     def flops_apart(self) -> float | None:
         """How far the arms' mean training FLOPs lie apart, as a share; None if they are not known."""
@@ -124,9 +130,14 @@ def find(ablations: Mapping[str, Ablation], config: AblationReportStageConfig) -
 
 
 def _compare(ablations: Mapping[str, Ablation], ablation: Ablation, config: AblationReportStageConfig) -> Comparison:
-    baseline = config.baselines.get(ablation.name, next(iter(ablation.arms)))
-    base, base_arm = find_arm(ablations, baseline, near=ablation.name)
-    found = [r for prompts in (OWN, ALL, *ablation.styles) for r in _results(ablation, prompts, base, base_arm)]
+    given = config.baselines.get(ablation.name, next(iter(ablation.arms)))
+    named = dict.fromkeys(ablation.arms, given) if isinstance(given, str) else given
+    compared = {arm: find_arm(ablations, named[arm], near=ablation.name) for arm in ablation.arms if arm in named}
+    if len(compared) < len(named):
+        strange = ", ".join(sorted(set(named) - set(compared)))
+        raise ConfigError(f"baselines name {strange}, but the arms of {ablation.name} are {', '.join(ablation.arms)}")
+    compared = {arm: (base, of) for arm, (base, of) in compared.items() if not (base is ablation and of == arm)}
+    found = [r for prompts in (OWN, ALL, *ablation.styles) for r in _results(ablation, prompts, compared)]
     dollars = {}
     for arm in ablation.arms:
         words, images = ablation.known(arm, "caption_words"), ablation.known(arm, "training_images")
@@ -134,24 +145,34 @@ def _compare(ablations: Mapping[str, Ablation], ablation: Ablation, config: Abla
         if words is not None and images is not None and seen is not None:
             dollars[arm] = min(images, seen) * config.prices.of_caption(words)
     return Comparison(
-        ablation=ablation, baseline=baseline, results={(r.arm, r.prompts, r.skill): r for r in found}, dollars=dollars
+        ablation=ablation,
+        baselines={arm: named[arm] for arm in compared},
+        results={(r.arm, r.prompts, r.skill): r for r in found},
+        dollars=dollars,
     )
 
 
-def _results(ablation: Ablation, prompts: str, base: Ablation, base_arm: str) -> list[Result]:
-    """Of every arm and skill, asked in some style; p values by Holm over the skills of an arm."""
+def _results(ablation: Ablation, prompts: str, compared: Mapping[str, tuple[Ablation, str]]) -> list[Result]:
+    """Of every arm and skill, asked in some style; p values by Holm over the skills of an arm.
+
+    Args:
+        ablation: whose.
+        prompts: `OWN`, `ALL` or a style.
+        compared: the baseline of each arm that has one.
+    """
     counts = {
         (arm, skill): found
         for arm in ablation.arms
         for skill in ablation.skills
         if (found := ablation.counts(arm, skill, prompts))
     }
-    others = {skill: base.counts(base_arm, skill, prompts) for skill in ablation.skills}
-    apart = {
-        (arm, skill): difference(found, others[skill])
-        for (arm, skill), found in counts.items()
-        if others[skill] and not (ablation is base and arm == base_arm)
+    others = {
+        (arm, skill): known
+        for arm, (base, of) in compared.items()
+        for skill in ablation.skills
+        if (known := base.counts(of, skill, prompts))
     }
+    apart = {key: difference(found, others[key]) for key, found in counts.items() if key in others}
     p: dict[tuple[str, str], float] = {}
     for arm in ablation.arms:
         alone = {key: found.p for key, found in apart.items() if key[0] == arm and found.p is not None}
@@ -165,7 +186,7 @@ def _results(ablation: Ablation, prompts: str, base: Ablation, base_arm: str) ->
             accuracy=accuracy(found),
             difference=apart.get((arm, skill)),
             p=p.get((arm, skill)),
-            claimable=min(len(found), len(others[skill])) >= SEEDS_TO_CLAIM,
+            claimable=min(len(found), len(others.get((arm, skill), found))) >= SEEDS_TO_CLAIM,
         )
         for (arm, skill), found in counts.items()
     ]

@@ -40,7 +40,8 @@ _FEW = "; fewer than three seeds somewhere, exploratory"
 def verdicts(findings: Findings, skills: Sequence[str]) -> tuple[list[str], list[str]]:
     """What was shown, and what was not: a sentence for each arm and headline skill, factor and kind of noise.
 
-    Arms of further ablations that only serve an axis or a noise curve are told of there.
+    Arms of further ablations that serve an axis or a noise curve are told of there, unless they have baselines of their
+    own.
     """
     shown: list[str] = []
     rest: list[str] = []
@@ -50,7 +51,7 @@ def verdicts(findings: Findings, skills: Sequence[str]) -> tuple[list[str], list
     for number, made in enumerate(findings.comparisons):
         exploratory = []
         for arm in made.ablation.arms:
-            if number and f"{made.ablation.name}/{arm}" in serving:
+            if number and made.baseline and f"{made.ablation.name}/{arm}" in serving:
                 continue
             results = [r for skill in skills if (r := made.results.get((arm, OWN, skill))) and r.difference]
             if any(not result.claimable for result in results):
@@ -154,7 +155,7 @@ def _claimable(places: Sequence[Point], *more: Sequence[float]) -> bool:
 def _comparison(made: Comparison, result: Result) -> str:
     apart = result.difference
     assert apart is not None
-    base = made.baseline
+    base = made.baselines[result.arm]
     about = f"{made.ablation.name}: {result.arm} against {base} on {skill_words(result.skill)}"
     numbers = points(apart, unit=" points")
     if result.p is None or apart.p is None:

@@ -30,7 +30,7 @@ def arms_table(made: Comparison, skills: Sequence[str]) -> Table:
     """Every arm on a line: what it was told, what it cost, how it fared, and the difference that made."""
     head = ["arm", "seeds", "words", "bits", "TFLOP"]
     for skill in skills:
-        head += [skill_words(skill), f"against {made.baseline}", "p"]
+        head += [skill_words(skill), _against(made), "p"]
     rows = []
     for arm in made.ablation.arms:
         found = [made.results.get((arm, OWN, skill)) for skill in skills]
@@ -52,7 +52,7 @@ def arms_table(made: Comparison, skills: Sequence[str]) -> Table:
 
 def skills_table(made: Comparison) -> Table:
     """Every arm at every skill, asked in its own style and in all styles."""
-    against = [f"against {made.baseline}", "p"]
+    against = [_against(made), "p"]
     head = ["arm, skill", "own style", *against, "all styles", *against]
     rows = []
     for arm in made.ablation.arms:
@@ -135,9 +135,14 @@ def noise_table(found: Sequence[Noise]) -> Table:
     return Table(caption="Accuracy in the arm's own style, %.", head=head, rows=rows)
 
 
+def _against(made: Comparison) -> str:
+    return f"against {made.baseline or 'its own'}"
+
+
 def _name(made: Comparison, arm: str) -> str:
     exploratory = any(result.accuracy.exploratory for (whose, *_), result in made.results.items() if whose == arm)
-    return f"{arm} †" if exploratory else arm
+    name = f"{arm} †" if exploratory else arm
+    return name if made.baseline or arm not in made.baselines else f"{name} (against {made.baselines[arm]})"
 
 
 def _accuracy(result: Result | None) -> str:

@@ -90,7 +90,7 @@ def skills_figure(made: Comparison, colours: Mapping[str, str]) -> bytes:
         left.set_ylim(len(skills) - 0.4, -0.6)
         left.set_xlim(-2, 103)
         left.set_title("accuracy in the arm's own style, %")
-        right.set_title(f"difference to {cut(made.baseline)}, points")
+        right.set_title(f"difference to {cut(made.baseline or 'its baseline')}, points")
         right.axvline(0, color=SOFT, linewidth=1)
         for axes in (left, right):
             plain(axes, grid="x")

@@ -68,9 +68,10 @@ class AblationReportStageConfig(StageConfig):
     type: Literal["ablation-report"] = "ablation-report"
     source: str | list[str] = Field(description="The ablations to report on; the first one is the main one.")
     title: Label = Field("Ablations", description="Heading of the page and of its first figure.")
-    baselines: dict[Arm, Arm] = Field(
+    baselines: dict[Arm, Arm | dict[Arm, Arm]] = Field(
         default_factory=dict,
-        description="By ablation the arm that others are compared with: ARM, or ABLATION/ARM. Else the first arm.",
+        description="By ablation the arm that others are compared with, as ARM or ABLATION/ARM, or for each arm its "
+        "own. Else the first arm.",
     )
     headline: list[Label] = Field(
         ["single", "two"],
