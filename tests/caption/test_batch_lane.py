@@ -193,6 +193,54 @@ def test_leftovers_go_on_in_another_lane(run):
     run.assert_captions_are_right()
 
 
+def test_another_lane_waits_for_what_a_batch_leaves_of_the_budget(run):
+    options = {"budget": {"images": 6}, "batch": {"poll_s": 0.05, "max_requests": 6}}
+    said = run.folder / "said.txt"
+    with FakeServer(batches=QUICK, faults=Faults(batch_script=["expired"]), clock="manual") as server:
+        process = run.start(server, lane="batch", **options)
+        assert wait_for(lambda: len(server.batches.all()) == 1, process)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 3
+        for end in ("a stop", "the batch"):
+            process, looks = run.start(server, lane="sync", **options), server.faults.met["control:ok"]
+            assert wait_for(lambda looks=looks: server.faults.met["control:ok"] > looks + 5, process)
+            assert server.requests == 0
+            if end == "a stop":
+                process.send_signal(signal.SIGTERM)
+                assert process.wait(60) == 3
+                assert "stopped after 0 captions, 6 more are waiting in batches" in said.read_text()
+            else:
+                server.clock.advance(100_000)
+                assert process.wait(60) == 3
+                assert "the budget is used up after 6 of 24 images" in said.read_text()
+        assert 0 < server.requests < len(server.ledger) == 6  # the others had been answered by the batch
+        code, lines = run.run(server, lane="sync", budget={"images": 24})
+        assert code == 0, lines
+        assert server.ledger.billed_again() == 0
+    run.assert_captions_are_right()
+
+
+def test_a_batch_of_which_no_image_is_answered_brands_none(run):
+    with FakeServer(batches=QUICK, faults=Faults(rate=1, kinds=["400"])) as server:
+        code, said = go(run, server)
+        assert code == 2, said
+        assert "answered none of the last 24 images: HTTP 400: The image is not allowed.; 0 outcomes are" in said[-1]
+        assert set(run.journalled().values()) <= {"transport"}
+        server.faults.set_rate(0)
+        code, said = go(run, server)
+        assert code == 0, said
+    run.assert_captions_are_right()
+
+
+def test_a_time_out_within_a_batch_costs_nothing(run):
+    with FakeServer(batches=QUICK, faults=["408"] * 3) as server:
+        code, said = go(run, server)
+        assert code == 0, said
+        assert server.ledger.billed_again() == 0
+        assert Decimal(run.stats()["usd"]) == server.ledger.total_cost()
+    run.assert_captions_are_right()
+
+
 def test_a_batch_is_reserved_whole(run):
     with FakeServer(batches=QUICK) as server:
         code, said = go(run, server, engine={"budget": {"usd": "0.01"}})

@@ -86,6 +86,17 @@ def test_it_waits_for_what_is_in_flight_and_then_says_no():
     asyncio.run(scenario())
 
 
+def test_it_waits_no_longer_than_the_run_goes_on():
+    async def scenario():
+        one = budget(images=1)
+        answer = one.worst(10, 10)
+        assert await one.wait_for(answer)
+        assert not await asyncio.wait_for(one.wait_for(answer, lambda: True), 5)
+        assert one.reserved == answer
+
+    asyncio.run(scenario())
+
+
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 5000), st.integers(0, 700), st.floats(0, 1)), max_size=40))
 def test_reservations_never_let_the_bill_pass_the_bound(requests):

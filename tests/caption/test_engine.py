@@ -23,6 +23,7 @@ from PIL import Image
 from caption.runs import settle
 from lens_caption.captioners.openai.captioner import OpenAICaptioner
 from lens_caption.captioners.openai.config import OpenAIConfig
+from lens_caption.captioners.openai.outcomes import outcome_of
 from lens_caption.captioners.openai.picture import sent_jpeg
 from lens_caption.captioners.openai.requests import build_request
 from lens_caption.engine.journal import Journal
@@ -36,6 +37,7 @@ from lens_core.images import decode
 from lens_core.pipeline.context import StageContext
 from lens_core.pipeline.progress import Progress
 from lens_core.storage.artifacts import OutputFolder
+from states import state_of
 
 IN_FLIGHT = 2
 PIPELINE = """\
@@ -113,7 +115,7 @@ def wait_for(condition, process):
 
 def journalled(tmp_path):
     """The outcomes in the journal of a stage that is under way, by image key."""
-    journal = Journal(tmp_path / "run" / ".state" / "words" / "journal.sqlite")
+    journal = Journal(state_of(tmp_path / "run", "words") / "journal.sqlite")
     outcomes = journal.read()
     journal.close()
     return outcomes
@@ -155,6 +157,25 @@ def test_journal_round_trip(tmp_path):
     assert again.read()["c"] == outcome("c", text="at last")
     assert len(again.read()) == 3
     again.close()
+
+
+@pytest.mark.parametrize(
+    ("message", "more", "status"),
+    [
+        ({"content": None, "refusal": "no \ud83d"}, {}, "refusal"),
+        ({"content": "I'm sorry, \ud83d"}, {}, "refusal"),
+        ({"content": "a cat"}, {"id": "\ud83d"}, "ok"),
+    ],
+)
+def test_half_a_character_in_an_answer_does_not_harm_the_journal(tmp_path, message, more, status):
+    answer = {"id": "x", "model": "m", "choices": [{"finish_reason": "stop", "message": message}], **more}
+    outcome, _ = outcome_of("k", answer, {}, load_recipe("dense-1"))
+    journal = Journal(tmp_path / "journal.sqlite")
+    journal.write([outcome])
+    kept = journal.get("k")
+    journal.close()
+    assert kept.status == outcome.status == status
+    assert (kept.detail + json.dumps(dict(kept.provenance))).count("?") == 1
 
 
 def test_what_the_journal_was_given_survives_sigkill(tmp_path):
@@ -246,10 +267,11 @@ def test_captions_stand_in_the_order_of_the_images(photos, command, tmp_path):
 
 
 def test_every_failure_is_named_and_counted(photos, command, tmp_path):
-    faults = ["ok", "refusal", "content-filter", "length", "empty", "400", "500"]
-    with OpenAIServer(faults=faults) as server:
+    faults = ["ok", "refusal", "content-filter", "length", "empty", "400", "500", *["ok"] * 17]
+    with OpenAIServer(faults=[*faults, "500"]) as server:  # in the end it is asked once more, and fails again
         code, said = finish(command(server))
         assert code == 0, said
+        assert server.requests == 25
     statuses = Counter(row["status"] for row in captions(tmp_path))
     expected = {"ok": 18, "refusal": 1, "content-filter": 1, "truncated": 1, "empty": 1, "bad-image": 1, "transport": 1}
     assert statuses == expected
@@ -297,14 +319,51 @@ def test_no_caption_at_all_is_one_clear_line(photos, command, tmp_path):
 
 
 def test_a_server_that_was_down_is_asked_again_by_the_next_run(photos, command, tmp_path):
-    with OpenAIServer(faults=["500"] * 24) as server:
+    with OpenAIServer(faults=["500"] * 48) as server:
         code, said = finish(command(server))
         assert code == 2
-        assert "not one of 24 images got a caption (24 times transport: HTTP 500" in said[-1]
+        assert f"lens: {server.url} answered none of the last 24 images: HTTP 500: " in said[-1]
+        assert said[-1].endswith("; 0 outcomes are kept, and the same command goes on from here")
         code, said = finish(command(server))
         assert code == 0, said
         assert not any("there already" in line for line in said)
         assert len(server.ledger) == 24
+    assert [row["text"] for row in captions(tmp_path)] == [expected_text(data) for data in photos]
+
+
+def test_an_outage_in_its_midst_publishes_nothing(photos, command, tmp_path):
+    with OpenAIServer(faults=["ok"] * 6 + ["503"] * 36) as server:
+        code, said = finish(command(server))
+        assert code == 2
+        assert "answered none of the last 18 images: HTTP 503: " in said[-1]
+        assert server.requests == 6 + 2 * 18  # asked once more in the end, in vain
+        assert not (tmp_path / "run" / "words" / "manifest.json").exists()
+        code, said = finish(command(server))
+        assert code == 0, said
+        assert Counter(Counter(entry.image for entry in server.ledger).values()) == {1: 24}
+    assert [row["text"] for row in captions(tmp_path)] == [expected_text(data) for data in photos]
+
+
+def test_an_outage_that_ends_in_time_is_made_up_for(photos, command, tmp_path):
+    with OpenAIServer(faults=["ok"] * 6 + ["503"] * 18) as server:
+        code, said = finish(command(server))
+        assert code == 0, said
+        assert Counter(Counter(entry.image for entry in server.ledger).values()) == {1: 24}
+    assert (manifest(tmp_path)["stats"]["captions"], failures(tmp_path)) == (24, [])
+
+
+def test_an_endpoint_that_refuses_all_images_brands_none(photos, command, tmp_path):
+    """As vLLM does, where its model takes no images."""
+    with OpenAIServer(faults=Faults(rate=1, kinds=["400"])) as server:
+        for asked in (48, 72):
+            code, said = finish(command(server))
+            assert code == 2
+            assert "answered none of the last 24 images: HTTP 400: The image is not allowed.; 0 outcomes" in said[-1]
+            assert server.requests == asked
+            assert {outcome.status for outcome in journalled(tmp_path).values()} == {"transport"}
+        server.faults.set_rate(0)
+        code, said = finish(command(server))
+        assert code == 0, said
     assert [row["text"] for row in captions(tmp_path)] == [expected_text(data) for data in photos]
 
 
@@ -363,23 +422,77 @@ def items(count):
 
 
 def test_only_failures_of_transport_are_tried_again(engine):
-    images = items(7)
-    faults = ["ok", "500", "refusal", "empty", "drop", "400", "html"]
-    with OpenAIServer(faults=faults) as server:
+    images = items(8)
+    faults = ["ok", "500", "refusal", "empty", "drop", "400", "html", "ok"]
+    with OpenAIServer(faults=[*faults, "500", "drop", "html"]) as server:
         first = engine(server, images)
-        decided = {"ok": 1, "refusal": 1, "empty": 1, "bad-image": 1}
+        decided = {"ok": 2, "refusal": 1, "empty": 1, "bad-image": 1}
         assert Counter(item.status for item in first.values()) == {**decided, "transport": 3}
-        assert server.requests == 7
+        assert server.requests == 8 + 3  # at the end they are asked once more
         second = engine(server, images)
-        assert server.requests == 10
-        assert Counter(item.status for item in second.values()) == {**decided, "ok": 4}
+        assert server.requests == 8 + 3 + 3
+        assert Counter(item.status for item in second.values()) == {**decided, "ok": 5}
         assert all(second[key] == item for key, item in first.items() if item.status != "transport")
         texts = {item.key: expected_text(item.data) for item in images}
         assert all(item.text == texts[key] for key, item in second.items() if item.status == "ok")
         third = engine(server, images)
-        assert server.requests == 10
+        assert server.requests == 8 + 3 + 3
         assert third == second
-    assert "4 captions are there already" in engine.said.getvalue()
+    assert "5 captions are there already" in engine.said.getvalue()
+
+
+@pytest.mark.parametrize("fault", ["503", "400"])
+@pytest.mark.parametrize(("concurrency", "patience"), [(1, 32), (20, 40)])
+def test_a_silent_endpoint_stops_the_run(engine, fault, concurrency, patience):
+    """It is not asked about every image that there is."""
+    images = items(120)
+    with OpenAIServer(faults=Faults(["ok"] * 40, rate=1, kinds=[fault]), delay_s=0.005) as server:
+        with pytest.raises(
+            LensError, match=rf"answered none of the last \d+ images: HTTP {fault}.*; 40 outcomes are kept"
+        ):
+            engine(server, images, concurrency=concurrency)
+        # What was in flight then came to an end.
+        assert 40 + patience <= server.requests < 40 + patience + concurrency
+        server.faults.set_rate(0)
+        outcomes = engine(server, images, concurrency=concurrency)
+        assert {item.status for item in outcomes.values()} == {"ok"}
+        assert Counter(Counter(entry.image for entry in server.ledger).values()) == {1: 120}
+
+
+def test_many_bad_images_in_a_row_keep_nobody_from_the_others(engine):
+    """The run stops in doubt; the next asks about new images first, and what they show settles the doubt."""
+    images = items(110)
+    bad = {item.key for item in images[:36]}
+    with OpenAIServer(faults=Faults(always={sent(item.data): "400" for item in images[:36]})) as server:
+        with pytest.raises(LensError, match="answered none of the last 32 images: HTTP 400"):
+            engine(server, images)
+        outcomes = engine(server, images)
+        assert {key for key, item in outcomes.items() if item.status == "bad-image"} == bad
+        assert len(server.ledger) == 74
+        assert engine(server, images) == outcomes
+
+
+def test_what_always_fails_in_transport_keeps_nobody_from_the_others(engine):
+    images = items(110)
+    ill = {item.key for item in images[10:46]}
+    with OpenAIServer(faults=Faults(always={sent(item.data): "500" for item in images[10:46]})) as server:
+        with pytest.raises(LensError, match="answered none of the last 32 images: HTTP 500"):
+            engine(server, images)
+        outcomes = engine(server, images)
+    assert {key for key, item in outcomes.items() if item.status == "transport"} == ill
+    assert Counter(item.status for item in outcomes.values()) == {"ok": 74, "transport": 36}
+
+
+def test_a_run_that_gets_no_answer_publishes_nothing_however_many_earlier_ones_got(engine):
+    images = items(20)
+    with OpenAIServer() as server:
+        engine(server, images[:18])
+        server.faults.extend(["503"] * 5)
+        with pytest.raises(LensError, match=r"answered none of the last 2 images: .*; 18 outcomes are kept"):
+            engine(server, images)
+        # Those have had their chance: if they fail once more, the others need not wait for them.
+        outcomes = engine(server, images)
+    assert Counter(item.status for item in outcomes.values()) == {"ok": 19, "transport": 1}
 
 
 def test_images_that_are_known_are_not_even_read(engine):
@@ -457,7 +570,7 @@ def test_every_answer_is_charged_to_the_token_and_the_cent(engine, tmp_path):
         journal.close()
         assert waiting.tokens == 0
         cost = server.ledger.total_cost()
-        lost = sum(server.faults.met[name] for name in ("drop", "html", "truncated-json"))
+        lost = sum(server.faults.met[name] for name in ("drop", "html", "truncated-json", "408"))
         unheard = [entry for entry in server.ledger if "after-billing" in entry.outcome]
     assert spent.usd >= cost  # what may have been billed counts as billed
     assert spent.images == len(server.ledger) + lost
@@ -468,6 +581,18 @@ def test_every_answer_is_charged_to_the_token_and_the_cent(engine, tmp_path):
             entry = by_id[item.provenance["response_id"]]
             assert Decimal(item.provenance["cost_usd"]) == entry.cost
             assert item.provenance["input_tokens"] == entry.input_tokens
+
+
+def test_a_gateway_that_gave_up_waiting_may_have_let_the_bill_run_on(engine, tmp_path):
+    with OpenAIServer(faults=["408", "503"]) as server:
+        (outcome,) = engine(server, items(1), model="gpt-4.1", max_attempts=3, budget={"usd": 1}).values()
+        (entry,) = server.ledger
+    assert outcome.status == "ok"
+    journal = Journal(tmp_path / "state" / "journal.sqlite")
+    spent = journal.spent()
+    journal.close()
+    assert spent.images == 2  # the answer, and what the 408 may have cost; the 503 came of a server that had no room
+    assert spent.usd > 2 * entry.cost
 
 
 @pytest.mark.parametrize("budget", [{"usd": "0.02"}, {"tokens": 2500}, {"images": 3}])

@@ -201,6 +201,32 @@ def test_what_is_refused_is_final(run):
     run.assert_captions_are_right(failed=1)
 
 
+def test_a_file_of_which_no_image_is_answered_brands_none(run):
+    _, said = run.lens()
+    run.answer(said, "refuse-all")
+    code, said = run.lens()
+    assert code == 2, said
+    assert "answered none of the last 20 images: HTTP 400: image token count exceeds the context" in said[-1]
+    code, said = run.lens()
+    assert code == 3, said
+    assert sorted(run.waiting().values()) == [1] * 20
+    run.answer(said)
+    code, said = run.lens()
+    assert code == 0, said
+    run.assert_captions_are_right()
+
+
+def test_a_file_of_leftovers_is_judged_beside_those_before_it(run):
+    _, said = run.lens()
+    run.answer(said, "errors")
+    _, said = run.lens()
+    assert run.waiting().total() == 7
+    run.answer(said, "refuse-all")
+    code, said = run.lens()
+    assert code == 0, said
+    assert Counter(row["status"] for row in run.rows()) == {"ok": 13, "bad-image": 7}
+
+
 def test_another_model_than_was_asked_for_stops_with_the_reason(run):
     _, said = run.lens()
     run.answer([said[-1].replace("a model", "other")])

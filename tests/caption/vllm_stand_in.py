@@ -7,6 +7,7 @@ goes wrong:
     half      it is killed in the middle of a line
     errors    every third request fails with 500, one with a text for a reason
     refuse    the first request is refused as a bad request
+    refuse-all   and so is every other
     foreign   the answers are about other requests
     log       a line of a log stands between the answers
 """
@@ -58,7 +59,7 @@ def answer(model, request, served, fault, number):
         return error(key, 404, f"The model `{request['body']['model']}` does not exist.", "NotFoundError")
     if fault == "errors" and number % 3 == 0:
         return error(key, 500, "the engine died" if number else None, "InternalServerError")
-    if fault == "refuse" and number == 0:
+    if fault == "refuse-all" or (fault == "refuse" and number == 0):
         return error(key, 400, "image token count exceeds the context", "BadRequestError")
     try:
         body = model.answer(model.read("/v1/chat/completions", request["body"]), custom_id=key)

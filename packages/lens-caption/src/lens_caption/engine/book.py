@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import Counter
 from dataclasses import replace
@@ -13,7 +14,7 @@ from lens_caption.engine.journal import Settlement
 from lens_caption.engine.policy import POLICIES, Fate
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from lens_caption.engine.budget import Budget
     from lens_caption.engine.journal import Journal
@@ -23,9 +24,15 @@ if TYPE_CHECKING:
 
 __all__ = ["Book", "with_facts"]
 
+_UNANSWERED = {"transport", "bad-image"}
+
 
 class Book:
     """The accounts of one run.
+
+    That an image gets no answer need not lie with the image: an endpoint that is down, or set up wrongly, answers about
+    none. So an image is journalled as refused once the endpoint has answered about another; and the run stops when
+    `patience` images in a row got no answer, or when in the end those are more than all that got one.
 
     Args:
         journal: on disk.
@@ -39,8 +46,13 @@ class Book:
         self.context = context
         self.decided: Counter[str] = Counter()
         self.in_flight = 0
+        self.waiting = 0
         self.refused: str | None = None
         self.exhausted: str | None = None
+        self.silent: str | None = None
+        self.answered = 0
+        self.patience: float = math.inf
+        self._unanswered: dict[str, CaptionOutcome] = {}
         self._started = time.monotonic()
         self._before = 0
 
@@ -49,9 +61,53 @@ class Book:
         self.decided.update(statuses.values())
         self._before = self.decided.total()
 
-    def decide(self, outcomes: Iterable[CaptionOutcome]) -> None:
+    def look_back(self) -> None:
+        """This run has nothing new to ask, so what the endpoint answered in earlier ones speaks for it."""
+        self.answered = sum(status not in _UNANSWERED for status in self.journal.statuses().values())
+
+    def count(self, outcomes: Iterable[CaptionOutcome]) -> None:
         """Count outcomes that are journalled."""
         self.decided.update(outcome.status for outcome in outcomes)
+
+    def decide(self, outcomes: Sequence[CaptionOutcome]) -> list[CaptionOutcome]:
+        """Count what became of images that the endpoint was asked about; returns what is to be journalled now."""
+        answers = sum(outcome.status not in _UNANSWERED for outcome in outcomes)
+        if answers:
+            outcomes = [*self._held(), *outcomes]
+            self.answered += answers
+            self._unanswered.clear()
+        else:
+            self._unanswered.update((outcome.key, outcome) for outcome in outcomes)
+            if len(self._unanswered) >= self.patience:
+                self._give_up()
+            outcomes = [outcome for outcome in outcomes if outcome.status == "transport"]
+        self.count(outcomes)
+        return list(outcomes)
+
+    def ask_again(self) -> None:
+        """From here on, what got no answer is asked about once more; that it fails again is to be expected."""
+        self.decided["transport"] = 0
+        self.patience = max(self.patience, self.answered + 1)
+        self._unanswered.clear()
+
+    def conclude(self) -> None:
+        """No answer is to come: what is in doubt was the images' fault, unless it outnumbers what was answered."""
+        if len(self._unanswered) > self.answered and not self.stopping():
+            self._give_up()
+        held = self._held()
+        if self.stopping():
+            held = [replace(outcome, status="transport") for outcome in held]
+        self.journal.write(held)
+        self.count(held)
+        self._unanswered.clear()
+
+    def _held(self) -> list[CaptionOutcome]:
+        """Refused images that are not journalled; what failed in transport is, and is asked about again anyway."""
+        return [outcome for outcome in self._unanswered.values() if outcome.status != "transport"]
+
+    def _give_up(self) -> None:
+        *_, last = self._unanswered.values()
+        self.silent = f"answered none of the last {len(self._unanswered)} images: {last.detail}"
 
     def charge(self, fate: Fate, reserved: Amount, usage: Usage | None) -> tuple[Amount, bool]:
         """What an attempt counts as by the table, and whether that is a guess."""
@@ -69,7 +125,8 @@ class Book:
 
     def stopping(self) -> bool:
         """Whether nothing new is to be sent."""
-        return self.refused is not None or self.exhausted is not None or self.context.should_stop()
+        reasons = (self.refused, self.exhausted, self.silent)
+        return any(reason is not None for reason in reasons) or self.context.should_stop()
 
     async def pause(self, seconds: float) -> None:
         """Wait, but not once the run is to stop."""
@@ -85,12 +142,13 @@ class Book:
 
     def show(self) -> None:
         """Tell the user how far it is."""
-        done, failed = self.decided.total(), self.decided.total() - self.decided["ok"]
+        done = self.decided.total() + len(self._held())
+        failed = done - self.decided["ok"]
         pace = (done - self._before) / max(1e-9, time.monotonic() - self._started)
         spent = self.budget.spent
         money = {} if not spent.usd else {"usd": float(spent.usd)}
         self.context.progress.update(
-            done, failed=failed, in_flight=self.in_flight, **{"images/s": round(pace, 2)}, **money
+            done, failed=failed, in_flight=self.in_flight + self.waiting, **{"images/s": round(pace, 2)}, **money
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, Decimal
 from typing import TYPE_CHECKING
@@ -10,6 +11,8 @@ from typing import TYPE_CHECKING
 from lens_caption.profiles import Usage
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from lens_caption.engine.settings import BudgetSettings
     from lens_caption.profiles import Profile
     from lens_caption.profiles.schema import Lane
@@ -113,8 +116,8 @@ class Budget:
         self.reserved += amount
         self._in_flight += requests
 
-    async def wait_for(self, amount: Amount) -> None:
-        """Set it aside as soon as it fits.
+    async def wait_for(self, amount: Amount, give_up: Callable[[], bool] = lambda: False) -> bool:
+        """Set it aside as soon as it fits; False if it gave up before that.
 
         Raises:
             BudgetExhausted: it does not, and nothing is in flight that could leave something over.
@@ -124,9 +127,13 @@ class Budget:
                 continue
             if self._in_flight == 0:
                 raise BudgetExhausted(obstacle)
+            if give_up():
+                return False
             self._changed.clear()
-            await self._changed.wait()
+            with contextlib.suppress(TimeoutError):  # a batch may take a day, and the user may stop
+                await asyncio.wait_for(self._changed.wait(), 0.2)
         self.reserve(amount)
+        return True
 
     def settle(self, reserved: Amount, cost: Amount, *, requests: int = 1) -> None:
         """Count what it really cost, and free the rest."""

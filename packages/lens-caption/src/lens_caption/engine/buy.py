@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime
+from functools import partial
 from typing import TYPE_CHECKING
 
 from lens_caption.engine.book import Book
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
     from lens_core.pipeline.context import StageContext
 
 __all__ = ["buy"]
+
+_PATIENCE = 32
+"""Images in a row without an answer, or twice the requests in flight if that is more, after which the run stops."""
 
 
 async def buy(
@@ -58,12 +62,12 @@ async def buy(
 
     def undecided() -> list[str]:
         statuses, waiting = journal.statuses(), journal.under_way()
-        # What failed in this run is not asked again by it; what an earlier run left is.
+        # An answer that a batch of this run lost is paid for: only another run may buy it again.
         return [
-            k for k in keys if k not in waiting and (k not in statuses or (statuses[k] == "transport" and k in old))
+            k for k in keys if k not in waiting and (k not in statuses or (statuses[k] == "transport" and k in again))
         ]
 
-    old = {key for key, status in journal.statuses().items() if status == "transport"}
+    again = {key for key, status in journal.statuses().items() if status == "transport"}
     limiter = Limiter(
         settings.rpm or (profile.limits.rpm if profile else None),
         settings.tpm or (profile.limits.tpm if profile else None),
@@ -75,7 +79,9 @@ async def buy(
         showing = asyncio.create_task(book.keep_showing())
         try:
             await batches.reattach()
-            old -= files.collect()
+            if again.issuperset(undecided()):
+                book.look_back()
+            again -= files.collect()
             if settings.lane != "files":
                 files.withdraw()
             with Preparer(captioner.preparer(settings.lane), settings.workers) as preparer:
@@ -86,13 +92,19 @@ async def buy(
                     await files.write(undecided(), fetch, preparer)
                 else:
                     await batches.collect()
-                    todo = undecided()
-                    while (todo or journal.open_batches()) and not book.stopping():
-                        sender = Sender(captioner, client, limiter, book, settings.lane)
-                        await run_sync(todo, fetch, sender, preparer, book, endpoint.concurrency)
-                        old.clear()
-                        await batches.drain()
-                        todo = undecided()
+                    book.patience = max(_PATIENCE, 2 * endpoint.concurrency)
+                    sender = Sender(captioner, client, limiter, book, settings.lane)
+                    ask = partial(run_sync, fetch, sender, preparer, book, endpoint.concurrency)
+                    while not book.stopping():
+                        new = [key for key in undecided() if key not in again]
+                        if not new and not journal.open_batches():
+                            break
+                        again.update(new)
+                        await ask(new, beside=batches.drain())
+                    if (left := undecided()) and not book.stopping():
+                        book.ask_again()
+                        await ask(left, beside=batches.drain())
+            book.conclude()
         finally:
             showing.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -101,6 +113,11 @@ async def buy(
     done = book.decided.total()
     if book.refused is not None:
         raise LensError(f"{endpoint.refusal(book.refused)}; {done} outcomes are kept")
+    if book.silent is not None:
+        kept = done - book.decided["transport"]
+        raise LensError(
+            f"{endpoint.url} {book.silent}; {kept} outcomes are kept, and the same command goes on from here"
+        )
     if (reminder := files.reminder()) is not None:
         raise Stopped(f"{done} of {total} images are captioned; {reminder}")
     if book.exhausted is not None:

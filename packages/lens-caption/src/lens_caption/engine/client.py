@@ -5,6 +5,7 @@ Nothing follows a redirect, because that would carry the key along.
 
 from __future__ import annotations
 
+import base64
 import json
 import urllib.request
 from dataclasses import dataclass
@@ -12,6 +13,9 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import aiohttp
+from yarl import URL
+
+from lens_core.errors import LensError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -47,15 +51,14 @@ class Client:
 
     Args:
         endpoint: where to, with its headers.
+
+    Raises:
+        LensError: the environment names a proxy by something else than an address.
     """
 
     def __init__(self, endpoint: Endpoint):
         self._endpoint = endpoint
-        # http_proxy and the like count, as for every other program; aiohttp's own way of reading them would read
-        # passwords from ~/.netrc too.
-        url = urlsplit(endpoint.url)
-        bypassed = urllib.request.proxy_bypass(url.hostname or "")
-        self._proxy = None if bypassed else urllib.request.getproxies().get(url.scheme)
+        self._route = _route(endpoint)
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Client:
@@ -64,7 +67,6 @@ class Client:
         self._session = aiohttp.ClientSession(
             connector=connector,
             timeout=timeout,
-            headers=dict(self._endpoint.headers),
             cookie_jar=aiohttp.DummyCookieJar(),
         )
         return self
@@ -116,21 +118,33 @@ class Client:
             raise LostError(_one_line(error)) from error
 
     async def _request(
-        self, method: str, path: str, *, query: Mapping[str, str | int] | None = None, **options: Any
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str | int] | None = None,
+        headers: Mapping[str, str] | None = None,
+        **options: Any,
     ) -> Reply:
         session = self._open()
         url = self._endpoint.address(path)
         try:
-            async with session.request(method, url, **self._options(query), **options) as response:
+            async with session.request(method, url, **self._options(query, headers), **options) as response:
                 return await _reply(response)
-        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.InvalidURL) as error:
+        except _NOT_SENT as error:
             raise NotSentError(_one_line(error)) from error
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise LostError(_one_line(error)) from error
 
-    def _options(self, query: Mapping[str, str | int] | None = None) -> dict[str, Any]:
-        params = {**self._endpoint.query, **(query or {})}
-        return {"params": params, "proxy": self._proxy, "allow_redirects": False}
+    def _options(
+        self, query: Mapping[str, str | int] | None = None, headers: Mapping[str, str] | None = None
+    ) -> dict[str, Any]:
+        return {
+            **self._route,
+            "headers": {**self._route["headers"], **(headers or {})},
+            "params": {**self._endpoint.query, **(query or {})},
+            "allow_redirects": False,
+        }
 
     def _open(self) -> aiohttp.ClientSession:
         assert self._session is not None, "use it in an `async with` block"
@@ -138,6 +152,41 @@ class Client:
 
 
 _LONG = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=300)
+_NOT_SENT = (
+    aiohttp.ClientConnectorError,
+    aiohttp.ConnectionTimeoutError,
+    aiohttp.InvalidURL,
+    aiohttp.ClientHttpProxyError,  # the proxy let nothing through
+)
+
+
+def _route(endpoint: Endpoint) -> dict[str, Any]:
+    """Headers and proxy of every request, as aiohttp takes them.
+
+    `https_proxy` and the like count, as for every other program; aiohttp's own way of reading them would read passwords
+    from ~/.netrc too. A session's headers go to the proxy as well, so the key stands in those of each request. Errors
+    quote addresses, so the proxy's password stands in a header.
+    """
+    url, headers = urlsplit(endpoint.url), dict(endpoint.headers)
+    bypassed = urllib.request.proxy_bypass(url.hostname or "")
+    value = None if bypassed else urllib.request.getproxies().get(url.scheme)
+    if value is None:
+        return {"headers": headers}
+    try:
+        proxy = URL(value)
+        address = proxy.origin()
+    except ValueError:
+        address = None
+    if address is None or address.scheme not in {"http", "https"}:
+        # The value is not quoted: there may be a password in it.
+        raise LensError(f"{url.scheme}_proxy is set, but to no address such as http://user:password@host:3128")
+    login: dict[str, str] = {}
+    if proxy.user is not None:
+        password = base64.b64encode(f"{proxy.user}:{proxy.password or ''}".encode()).decode()
+        login = {"Proxy-Authorization": f"Basic {password}"}
+    if url.scheme == "https":  # all that the proxy is told is where to open a tunnel to
+        return {"headers": headers, "proxy": address, "proxy_headers": login}
+    return {"headers": headers | login, "proxy": address}
 
 
 async def _reply(response: aiohttp.ClientResponse) -> Reply:

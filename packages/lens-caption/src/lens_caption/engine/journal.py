@@ -232,7 +232,7 @@ class Journal:
 
     def _put(self, outcomes: Iterable[CaptionOutcome]) -> None:
         rows = (
-            (item.key, item.status, item.text, item.detail, _json(item.provenance), _json(item.layers))
+            (item.key, item.status, item.text, _whole(item.detail), _json(item.provenance), _json(item.layers))
             for item in outcomes
         )
         self._database.executemany("INSERT OR REPLACE INTO outcomes VALUES (?, ?, ?, ?, ?, ?)", rows)
@@ -278,7 +278,12 @@ def _amount(usd: str | None, tokens: int, images: int) -> Amount:
 
 
 def _json(value: object) -> str:
-    return json.dumps(dict(value), ensure_ascii=False)  # type: ignore[call-overload]
+    return _whole(json.dumps(dict(value), ensure_ascii=False))  # type: ignore[call-overload]
+
+
+def _whole(text: str) -> str:
+    """Without halves of characters, which a server's JSON may have (lone surrogates), and no file can."""
+    return text.encode(errors="replace").decode()
 
 
 def _outcome(row: tuple[str, ...]) -> CaptionOutcome:

@@ -56,10 +56,12 @@ POLICIES: Mapping[Fate, Policy] = {
     "schema-invalid": Policy(status="schema-invalid", charge="usage", meaning="not of the recipe's schema; not mended"),
     "bad-image": Policy(status="bad-image", charge="nothing", meaning="this image is refused, by us or by the server"),
     "busy": Policy(status="transport", charge="nothing", again=True, meaning="429: too fast, or no room now"),
-    "server-error": Policy(status="transport", charge="nothing", again=True, meaning="408, 409 or 5xx"),
+    "server-error": Policy(status="transport", charge="nothing", again=True, meaning="409, or 5xx but for time-outs"),
     "not-sent": Policy(status="transport", charge="nothing", again=True, meaning="no connection was made"),
     "expired": Policy(status="transport", charge="nothing", again=True, meaning="its batch ended before its turn"),
-    "lost": Policy(status="transport", charge="reserved", again=True, meaning="sent, and no answer came"),
+    "lost": Policy(
+        status="transport", charge="reserved", again=True, meaning="sent, and no answer came; a gateway's time-out"
+    ),
     "garbled": Policy(
         status="transport", charge="reserved", again=True, meaning="an answer that is not whole, or no API's"
     ),
@@ -69,6 +71,8 @@ POLICIES: Mapping[Fate, Policy] = {
     ),
 }
 
+# A gateway gave up waiting: the model behind it may have gone on, and billed. 524 is Cloudflare's.
+_TIMED_OUT = {408, 504, 524}
 _OF_THIS_REQUEST = {400, 413, 415, 422}
 # Such a 400 is about how every request is made; to call it the image's fault would brand all of them.
 _OF_EVERY_REQUEST = {
@@ -100,7 +104,9 @@ def fate_of_error(status: int, body: Any) -> tuple[Fate, str]:
     detail = f"HTTP {status}: {said}"
     if status == 429:
         return ("refused-all" if "insufficient_quota" in code else "busy"), detail
-    if status in {408, 409} or status >= 500:
+    if status in _TIMED_OUT:
+        return "lost", detail
+    if status == 409 or status >= 500:
         return "server-error", detail
     inner = error.get("innererror")
     inner = inner if isinstance(inner, Mapping) else {}

@@ -35,7 +35,7 @@ def caption_all(
 ) -> None:
     """Caption every image that the journal does not know yet; the outcomes are in the journal.
 
-    Failures of transport are tried again when an unfinished stage goes on; every other outcome is final.
+    Failures of transport are tried again in the end, and when an unfinished stage goes on; other outcomes are final.
 
     Args:
         keys: of the images.
@@ -50,7 +50,7 @@ def caption_all(
     Raises:
         Stopped: the user asked for it, or the budget is used up; what is done is journalled.
         ConfigError: the settings want a price that is not known, or a lane that the captioner does not have.
-        LensError: the endpoint refuses everything: the key, the model, the account.
+        LensError: the endpoint refuses everything (the key, the model, the account), or answers about no image.
         StorageError: the journal cannot be written, because the disk is full, say.
     """
     try:

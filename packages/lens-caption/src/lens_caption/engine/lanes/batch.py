@@ -132,7 +132,7 @@ class BatchLane:
                     waiting += int(counts.get("total") or 0) - int(counts.get("completed") or 0)
             elif reply.status != 200 and fate_of_error(reply.status, reply.json)[0] == "refused-all":
                 self._book.refused = fate_of_error(reply.status, reply.json)[1]
-        self._book.in_flight = waiting
+        self._book.waiting = waiting
         return again
 
     # Filling and submitting

@@ -108,7 +108,7 @@ async def fill(
             if isinstance(made, BadImage):
                 decided = CaptionOutcome(key=made.key, status="bad-image", detail=made.detail)
                 book.journal.write([decided])
-                book.decide([decided])
+                book.count([decided])
                 continue
             line = _line(made, root)
             worst = book.budget.worst(made.input_tokens, made.max_output_tokens)
@@ -205,10 +205,11 @@ def close(
             again.append(key)
         if usage is not None:
             book.budget.learn(attempt.input_tokens, usage.input_tokens)
-    book.journal.collect(row.intent, settlements, decided)
+    book.journal.collect(row.intent, settlements, book.decide(decided))
     for attempt, settlement in zip(attempts.values(), settlements, strict=True):
         book.budget.settle(attempt.reserved, settlement.cost)
-    book.decide(decided)
+    if decided:
+        book.conclude()
     return again
 
 
@@ -223,8 +224,9 @@ def give_up(book: Book, intent: str) -> None:
 def _understand(
     captioner: RequestCaptioner, key: str, answer: dict[str, Any] | None, gone: str
 ) -> tuple[Fate, CaptionOutcome, Usage | None]:
+    fate: Fate
     if answer is None:
-        fate: Fate = "lost" if gone else "expired"
+        fate = "lost" if gone else "expired"
         outcome = CaptionOutcome(key=key, status="transport", detail=gone or "its batch ended before its turn")
         return fate, outcome, None
     response, error = _response(answer), answer.get("error")
@@ -232,7 +234,9 @@ def _understand(
         body = response.get("body")
         if body is None and error is not None:  # as vLLM does, whose error may be a text
             body = error if isinstance(error, dict) else {"error": {"message": str(error)}}
-        return understand(captioner, key, response["status_code"], body)
+        fate, outcome, usage = understand(captioner, key, response["status_code"], body)
+        # A batch bills for answers, and no gateway stands within it: a time-out there is an error like others.
+        return ("server-error" if fate == "lost" else fate), outcome, usage
     error = error if isinstance(error, dict) else {}
     detail = f"{error.get('code') or 'error'}: {error.get('message') or 'no reason was given'}"
     fate = "expired" if str(error.get("code")) in {"batch_expired", "batch_cancelled"} else "server-error"

@@ -14,7 +14,7 @@ from lens_caption.engine.request import PROFILE_LANES, BadImage, PreparedRequest
 from lens_core.contracts import CaptionOutcome, ImageItem
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Coroutine, Iterable
 
     from lens_caption.engine.client import Client
     from lens_caption.engine.limiter import Limiter
@@ -69,14 +69,15 @@ class Sender:
         self._lane = lane
         self.answered = asyncio.Event()
 
-    async def obtain(self, request: PreparedRequest) -> CaptionOutcome | None:
-        """What became of an image, journalled; None if the run stops before that is known."""
+    async def obtain(self, request: PreparedRequest) -> None:
+        """Send until it is decided what became of an image, or the run stops."""
         endpoint, book = self._captioner.endpoint, self._book
         outcome: CaptionOutcome | None = None
         for attempt in range(1, endpoint.max_attempts + 1):
             reserved = book.budget.worst(request.input_tokens, request.max_output_tokens)
             try:
-                await book.budget.wait_for(reserved)
+                if not await book.budget.wait_for(reserved, book.stopping):
+                    break
             except BudgetExhausted as error:
                 book.exhausted = book.exhausted or str(error)
                 break
@@ -86,17 +87,16 @@ class Sender:
             fate, outcome, pause = await self._attempt(request, reserved, attempt)
             if POLICIES[fate].stops:
                 book.refused = book.refused or outcome.detail
-                return None
+                return
             if not POLICIES[fate].again:
-                return outcome
+                return
             if attempt < endpoint.max_attempts:
                 backoff = _FIRST_PAUSE_S * 2**attempt * random.random()
                 await book.pause(min(endpoint.max_wait_s, backoff if pause is None else pause))
             if book.stopping():
                 break
         if outcome is not None:
-            book.journal.write([outcome])
-        return outcome
+            book.journal.write(book.decide([outcome]))
 
     async def _attempt(
         self, request: PreparedRequest, reserved: Amount, attempt: int
@@ -123,7 +123,7 @@ class Sender:
         else:
             fate, outcome, usage = understand(self._captioner, request.key, reply.status, reply.json)
             self._limiter.heed(reply.headers, request.most_tokens)
-            pause = retry_after(reply.headers) if fate in {"busy", "server-error"} else None
+            pause = retry_after(reply.headers) if fate in {"busy", "server-error", "lost"} else None
             if fate == "busy" and pause is not None and "resource" not in outcome.detail.lower():
                 self._limiter.hold(min(pause, self._captioner.endpoint.max_wait_s))
             if request_id := reply.headers.get("x-request-id"):
@@ -135,7 +135,8 @@ class Sender:
         if settlement.cost.usd is not None and settlement.cost.images:
             facts["cost_usd"] = str(settlement.cost.usd)
         outcome = with_facts(outcome, facts)
-        book.journal.settle([settlement], [] if POLICIES[fate].again or POLICIES[fate].stops else [outcome])
+        decided = not (POLICIES[fate].again or POLICIES[fate].stops)
+        book.journal.settle([settlement], book.decide([outcome]) if decided else [])
         book.budget.settle(reserved, settlement.cost)
         if usage is not None:
             book.budget.learn(request.input_tokens, usage.input_tokens)
@@ -147,17 +148,25 @@ class Sender:
 
 
 async def run_sync(
-    keys: Iterable[str], fetch: Callable[[str], ImageItem], sender: Sender, preparer: Preparer, book: Book, width: int
+    fetch: Callable[[str], ImageItem],
+    sender: Sender,
+    preparer: Preparer,
+    book: Book,
+    width: int,
+    keys: Iterable[str],
+    *,
+    beside: Coroutine[Any, Any, None],
 ) -> None:
     """Caption images, several at a time; memory holds as many as are prepared or in flight, however many there are.
 
     Args:
-        keys: of the images.
-        fetch: reads one.
+        fetch: reads an image.
         sender: sends.
         preparer: makes the requests.
         book: keeps the accounts.
         width: requests in flight.
+        keys: of the images.
+        beside: what goes on meanwhile; requests may wait for what it leaves of the budget.
     """
     queue: asyncio.Queue[PreparedRequest | None] = asyncio.Queue(maxsize=2 * preparer.width)
     source, turn = iter(keys), asyncio.Lock()
@@ -173,7 +182,7 @@ async def run_sync(
             if isinstance(made, BadImage):
                 decided = CaptionOutcome(key=made.key, status="bad-image", detail=made.detail)
                 book.journal.write([decided])
-                book.decide([decided])
+                book.count([decided])
             else:
                 await queue.put(made)
 
@@ -183,12 +192,11 @@ async def run_sync(
         while (request := await queue.get()) is not None:
             if book.stopping():
                 continue
-            outcome = await sender.obtain(request)
-            if outcome is not None:
-                book.decide([outcome])
+            await sender.obtain(request)
 
     async def all_at_once() -> None:
         async with asyncio.TaskGroup() as group:
+            group.create_task(beside)
             preparing = [group.create_task(prepare()) for _ in range(preparer.width + 1)]
             for place in range(width):
                 group.create_task(send(place))
