@@ -14,6 +14,7 @@ import yaml
 
 from lens_caption.engine.journal import Journal
 from lens_caption.testing.openai_server import number_in_text, numbered_jpeg
+from states import state_of
 
 
 class Run:
@@ -74,7 +75,7 @@ class Run:
 
     @property
     def journal_file(self):
-        return self.folder / "run" / ".state" / "words" / "journal.sqlite"
+        return state_of(self.folder / "run", "words") / "journal.sqlite"
 
     def journalled(self):
         """Status by image key in the journal of a stage that is under way."""

@@ -26,7 +26,7 @@ from caption.runs import settle, wait_for
 from lens_caption.engine.budget import NOTHING, Amount
 from lens_caption.engine.limiter import Limiter
 from lens_caption.engine.settings import BudgetSettings
-from lens_caption.scale.allowance import Allowance
+from lens_caption.scale.allowance import Allowance, Draws
 from lens_caption.scale.plan import parts_of
 from lens_caption.testing.openai_server import FakeServer, Faults, number_in_text, numbered_jpeg
 from lens_core.errors import StorageError
@@ -139,7 +139,7 @@ class Fleet:
 
     def private(self):
         """What machines still keep of the stage."""
-        return [path for path in self.folder.glob("cache-*/lens/*/worker-*/words")]
+        return [path for path in self.folder.glob("cache-*/lens/*/worker-*/words*")]
 
 
 def kill(process, server):
@@ -263,6 +263,57 @@ def test_who_stops_leaves_what_it_has_to_the_others(bucket, tmp_path):
     fleet.assert_captions_are_right()
 
 
+def test_what_one_process_bought_is_left_to_machines_and_counts(root, tmp_path):
+    fleet = Fleet(tmp_path, root, 40)
+    with FakeServer() as server:
+        fleet.finish("a", fleet.start("a", server, executor="process", budget={"images": 15}), code=3)
+        assert len(server.ledger) == 15
+        for _ in range(2):  # to leave it twice changes nothing
+            fleet.finish("a", fleet.start("a", server, part=5, budget={"images": 15}), code=3)
+            assert "the budget is used up after" in fleet.said("a")[-1]
+        assert len(server.ledger) == 15
+        fleet.finish("b", fleet.start("b", server, part=5, budget={"images": 20}), code=3)
+        assert len(server.ledger) == 20
+        fleet.finish("a", fleet.start("a", server, part=5, budget={"images": 40}))
+        assert len(server.ledger) == 40
+        assert server.ledger.billed_again() == 0
+        assert Decimal(fleet.stats()["usd"]) == server.ledger.total_cost()
+    fleet.assert_captions_are_right()
+    assert [path for path in tmp_path.rglob("words.*") if path.is_dir()] == fleet.private()
+
+
+def test_batches_of_one_process_are_fetched_before_machines_share(bucket, tmp_path):
+    fleet = Fleet(tmp_path, bucket, 10)
+    batches = {"lane": "batch", "batch": {"poll_s": 0.05}}
+    with FakeServer(clock="manual") as server:
+        process = fleet.start("a", server, executor="process", **batches)
+        assert wait_for(lambda: len(server.batches.all()) == 1, process)
+        process.send_signal(signal.SIGTERM)
+        fleet.finish("a", process, code=3)
+        fleet.finish("a", fleet.start("a", server), code=2)
+        assert fleet.said("a")[-1] == (
+            "lens: 10 images of words wait in batches or request files of one process: "
+            "go on with the executor 'process' until they are answered"
+        )
+        server.clock.advance(3600)
+        fleet.finish("a", fleet.start("a", server, executor="process", **batches))
+        assert server.ledger.billed_again() == 0
+    fleet.assert_captions_are_right()
+
+
+def test_one_process_does_not_begin_anew_what_machines_have_begun(root, tmp_path):
+    fleet = Fleet(tmp_path, root, 40)
+    with FakeServer() as server:
+        fleet.finish("a", fleet.start("a", server, budget={"images": 15}), code=3)
+        fleet.finish("a", fleet.start("a", server, executor="process"), code=2)
+        (line,) = [line for line in fleet.said("a") if line.startswith("lens: ")]
+        assert line.startswith(f"lens: words was begun by machines that share it, and what they bought lies in {root}")
+        assert len(server.ledger) == 15
+        fleet.finish("a", fleet.start("a", server))
+        assert len(server.ledger) == 40
+    fleet.assert_captions_are_right()
+
+
 def test_machines_that_want_different_things_are_kept_apart(bucket, tmp_path):
     fleet = Fleet(tmp_path, bucket, 60)
     with FakeServer(delay_s=5) as server:
@@ -368,6 +419,14 @@ def test_many_draw_from_one_budget_and_never_more_than_it_holds(root):
     assert Allowance(root, Worker("w0"), budget).granted == drawn["w0"]
     larger = Allowance(root, Worker("w0"), BudgetSettings(usd=Decimal("2"), tokens=10000))
     assert larger.draw(need)
+
+
+def test_beside_an_unknown_cost_nothing_is_left_in_dollars(tmp_path):
+    assert Draws(str(tmp_path)).add("somebody", Amount(None, 10, 1))
+    need = Amount(Decimal("0.01"), 10, 1)
+    assert not Allowance(str(tmp_path), Worker("w"), BudgetSettings(usd=Decimal("1"))).draw(need)
+    assert Allowance(str(tmp_path), Worker("w"), BudgetSettings(images=2)).draw(need)
+    assert not Allowance(str(tmp_path), Worker("v"), BudgetSettings(images=2)).draw(need)
 
 
 @settings(deadline=None)

@@ -172,6 +172,18 @@ def test_it_stops_when_it_is_asked_to_or_the_budget_is_used_up(cluster, tmp_path
     fleet.assert_captions_are_right()
 
 
+@pytest.mark.timeout(600)
+def test_what_one_process_bought_is_left_to_the_cluster(cluster, tmp_path):
+    cluster.add("one")
+    fleet = RayFleet(tmp_path, 30, cluster)
+    with FakeServer() as server:
+        fleet.finish("driver", fleet.start("driver", server, executor="process", budget={"images": 12}), code=3)
+        fleet.finish("driver", fleet.go(server, budget={"images": 30}))
+        assert len(server.ledger) == 30
+        assert server.ledger.billed_again() == 0
+    fleet.assert_captions_are_right()
+
+
 def test_a_cluster_without_room_is_one_line(cluster, tmp_path):
     fleet = RayFleet(tmp_path, 3, cluster)
     with FakeServer() as server:

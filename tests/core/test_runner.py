@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from lens_core.errors import RunFolderError
+from states import state_of
 
 FAKES = Path(__file__).resolve().parents[1] / "fakes"
 PIPELINE = """\
@@ -40,11 +41,26 @@ def manifest(tmp_path, stage, run="run"):
     return json.loads((tmp_path / run / stage / "manifest.json").read_text())
 
 
-def start(tmp_path, file):
+def start(tmp_path, file, *options):
     env = {**os.environ, "PYTHONPATH": str(FAKES / "good")}
-    return subprocess.Popen(
-        [Path(sys.executable).with_name("lens"), "run", file], cwd=tmp_path, env=env, stderr=subprocess.PIPE, text=True
-    )
+    command = [Path(sys.executable).with_name("lens"), "run", file, *options]
+    return subprocess.Popen(command, cwd=tmp_path, env=env, stderr=subprocess.PIPE, text=True)
+
+
+def stop_midway(tmp_path, process, number=signal.SIGINT):
+    """Ask it to stop once it has some numbers; what it said, and the journal that it leaves."""
+    began, deadline = time.time_ns(), time.monotonic() + 60
+
+    def has_some(journal):
+        return journal.exists() and journal.stat().st_mtime_ns > began and journal.stat().st_size > 8
+
+    while not has_some(journal := state_of(tmp_path / "run", "a") / "journal"):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 3, said
+    return said, journal
 
 
 def test_runs_in_order_then_skips_everything(lens, pipeline, tmp_path):
@@ -126,23 +142,35 @@ def test_killed_at_random_moments_it_goes_on(pipeline, tmp_path):
     numbers = (tmp_path / "run" / "a" / "numbers.txt").read_text().split()
     assert numbers == [str(number) for number in range(40)]
     assert json.loads((tmp_path / "run" / "sum" / "total.json").read_text()) == sum(range(40)) + 6
-    assert not (tmp_path / "run" / ".state" / "a").exists()
+    assert list((tmp_path / "run" / ".state").iterdir()) == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_stops_with_code_3(lens, pipeline, tmp_path, number):
-    process = start(tmp_path, pipeline(count=500, pause=0.02))
-    journal = tmp_path / "run" / ".state" / "a" / "journal"
-    deadline = time.monotonic() + 60
-    while not (journal.exists() and journal.stat().st_size > 8) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    process.send_signal(number)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 3
+    said, journal = stop_midway(tmp_path, start(tmp_path, pipeline(count=500, pause=0.02)), number)
     assert said.splitlines()[-1].startswith("lens: stopped at number")
     saved = len(journal.read_text().split())
     done = lens("run", pipeline(count=saved, pause=0), fakes=("good",))
     assert done.returncode == 0
+
+
+ANEW = "(begun anew: its settings or sources changed; what was begun before is kept until it is done)"
+
+
+def test_other_settings_begin_anew_and_those_that_come_back_go_on(lens, pipeline, tmp_path):
+    file = pipeline(count=80, pause=0.05)
+    said, journal = stop_midway(tmp_path, start(tmp_path, file))
+    assert ANEW not in said
+    with journal.open("a") as more:
+        more.write("1000\n")  # by which it is known again
+    said, other = stop_midway(tmp_path, start(tmp_path, file, "--set", "seed=1"))
+    assert f"a: Writes numbers, slowly, and goes on where it was cut off. {ANEW}" in said
+    assert other != journal
+    done = lens("run", file, fakes=("good",))
+    assert done.returncode == 0
+    assert "a: Writes numbers, slowly, and goes on where it was cut off. (again: it was cut off)" in done.stderr
+    assert "1000" in (tmp_path / "run" / "a" / "numbers.txt").read_text().split()
+    assert list((tmp_path / "run" / ".state").iterdir()) == []
 
 
 def test_one_writer(lens, pipeline, tmp_path):
@@ -293,7 +321,7 @@ def test_a_run_within_a_run(pipeline, tmp_path, with_fakes):
     assert said.getvalue().count("done already") == 2
     nested(tmp_path / "moved", count=5)
     assert "own: Writes numbers, slowly, and goes on where it was cut off. (again: count changed)" in said.getvalue()
-    assert not (tmp_path / "moved" / ".state" / "own").exists()
+    assert list((tmp_path / "moved" / ".state").iterdir()) == []
 
 
 def test_asked_to_stop_a_run_within_a_run_stops_between_stages(with_fakes, tmp_path):

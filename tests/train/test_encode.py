@@ -27,6 +27,7 @@ from lens_core.storage.latents import LATENTS, read_latents
 from lens_core.storage.shards import ImageRow, ShardReader, ShardWriter, image_key
 from lens_train.data.autoencoder_identity import identity
 from lens_train.loop.metrics import METRICS
+from states import state_of
 
 LENS_TINY = Path(__file__).parents[1] / "goldens" / "lens-tiny"
 FLUX2 = {"type": "flux2", "path": str(LENS_TINY)}
@@ -219,13 +220,16 @@ def undisturbed(tmp_path_factory):
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "stopped"])
 def test_interrupted_it_goes_on_after_the_last_full_shard(undisturbed, tmp_path, how):
     process = start(tmp_path)
-    shards = tmp_path / "run" / ".state" / "latents" / "latents"
+
+    def shards():
+        return list((state_of(tmp_path / "run", "latents") / "latents").glob("*.safetensors"))
+
     deadline = time.monotonic() + 120
-    while len(list(shards.glob("*.safetensors"))) < 2 and process.poll() is None and time.monotonic() < deadline:
+    while len(shards()) < 2 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.002)
     process.send_signal(how)
     process.communicate()
-    kept = {file.name: file.stat().st_mtime_ns for file in shards.glob("*.safetensors")}
+    kept = {file.name: file.stat().st_mtime_ns for file in shards()}
     assert len(kept) >= 2
     assert not (tmp_path / "run" / "latents" / "manifest.json").exists()
     latents = finish(tmp_path)

@@ -9,6 +9,7 @@ import time
 from lens_core.storage.artifacts import load_artifact
 from lens_train.ablation.rows import read_rows
 from lens_train.loop.metrics import METRICS
+from states import state_of
 from train.ablation.tiny import SCORES, TRAIN, ablation, finish, start, timeless
 
 STEPS = 40
@@ -18,9 +19,10 @@ STAGES = ablation(seeds=[0], equal={"steps": STEPS}, cell=[SAVING, SCORES])
 
 def steps_of_second(folder):
     """The last step in the metrics of the second cell while it is trained."""
-    state = folder / "run" / ".state" / "captions.cells" / "running" / "dense-0" / ".state" / "model" / METRICS
+    cell = folder / "run" / ".state" / "captions.cells" / "running" / "dense-0"
     try:
-        lines = [line for line in state.read_text().splitlines(True) if line.endswith("\n")]
+        text = (state_of(cell, "model") / METRICS).read_text()
+        lines = [line for line in text.splitlines(True) if line.endswith("\n")]
     except FileNotFoundError:
         return 0
     return json.loads(lines[-1])["step"] if lines else 0

@@ -12,6 +12,7 @@ import pytest
 
 from lens_core.errors import LensError
 from lens_train.ablation.rows import read_rows
+from states import state_of
 from train.ablation.tiny import TRAIN, ablation, start, timeless
 
 SAVING = {**TRAIN, "checkpoints": {"every_s": 0.000001}}
@@ -53,7 +54,7 @@ def all_gone(workers):
 
 
 def metrics_of(folder, cell):
-    return folder / "run" / ".state" / "captions.cells" / "running" / cell / ".state" / "model" / "metrics.jsonl"
+    return state_of(folder / "run" / ".state" / "captions.cells" / "running" / cell, "model") / "metrics.jsonl"
 
 
 @contextlib.contextmanager

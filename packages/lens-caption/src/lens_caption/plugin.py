@@ -46,6 +46,7 @@ def lens_stages() -> Iterator[StageSpec]:
         summary="Caption every image of a set, as a layer beside the pixels.",
         config="lens_caption.stages.caption.config:CaptionStageConfig",
         target="lens_caption.stages.caption.stage:run",
+        fingerprint="lens_caption.captioners.own:fingerprint",
         assist="lens_caption.scale.worker:work",
         takes=("images",),
         makes="captions",
@@ -63,6 +64,7 @@ def lens_stages() -> Iterator[StageSpec]:
         summary="Have captions compared with their images and corrected by a model, as a layer of their own.",
         config="lens_caption.stages.revise_captions.config:ReviseCaptionsConfig",
         target="lens_caption.stages.revise_captions.stage:run",
+        fingerprint="lens_caption.captioners.own:fingerprint",
         takes=("captions",),
         makes="captions",
     )

@@ -30,7 +30,17 @@ from lens_core.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["RECIPES", "AnswerError", "Layer", "PromptName", "Recipe", "load_prompt", "load_recipe", "recipe_for_images"]
+__all__ = [
+    "RECIPES",
+    "AnswerError",
+    "Layer",
+    "PromptName",
+    "Recipe",
+    "load_prompt",
+    "load_recipe",
+    "own_recipe",
+    "recipe_for_images",
+]
 
 PromptName = Literal["dense-1", "brief-1"]
 
@@ -185,13 +195,25 @@ def load_recipe(name: str, *, folder: Path | None = None) -> Recipe:
     Raises:
         ConfigError: there is none of that name, or its file is wrong.
     """
-    own = folder / f"{name}.yaml" if folder and _NAME.fullmatch(name) else None
-    if own and own.is_file():
-        return _parse(name, own.read_text(encoding="utf-8"), str(own))
+    own = own_recipe(name, folder) if folder else None
+    if own:
+        return own
     if name not in RECIPES:
         where = f", nor in {folder}" if folder else ""
         raise ConfigError(f"there is no recipe {name!r}{where} (built in: {', '.join(RECIPES)})", key="prompt")
     return _built_in(name)
+
+
+def own_recipe(name: str, folder: Path) -> Recipe | None:
+    """The recipe of a name in a folder of one's own; None if it has none.
+
+    Raises:
+        ConfigError: its file is wrong.
+    """
+    file = folder / f"{name}.yaml"
+    if not _NAME.fullmatch(name) or not file.is_file():
+        return None
+    return _parse(name, file.read_text(encoding="utf-8"), str(file))
 
 
 def recipe_for_images(prompt: str, *, folder: str | None, instruction: str | None) -> Recipe:

@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lens_caption.captioners.own import seen_from
 from lens_caption.engine.request import PROFILE_LANES
 from lens_caption.profiles import load_profile
 from lens_caption.quote.estimate import Quote, estimate
@@ -59,7 +60,7 @@ def quote_pipeline(
     day = today or datetime.datetime.now(datetime.UTC).date()
     quotes = []
     for config in _asked(pipeline, stage):
-        captioner: Any = config.captioner  # type: ignore[attr-defined]
+        captioner: Any = seen_from(config.captioner, pipeline.base)  # type: ignore[attr-defined]
         folder = Path(captioner.profiles) if getattr(captioner, "profiles", None) else None
         profile = load_profile(captioner.model, base_url=captioner.base_url, folder=folder)
         profile.refuse_if_retired(day)

@@ -6,7 +6,7 @@
     KEY/segments/000017    the outcomes of a part, in the order of its images; a Parquet file, created exclusively
     KEY/left/000017.ID     what the worker ID had of a part when it stopped, so that the next one need not buy it again
 
-KEY stands for everything that decides what the outcomes are: the images and the settings.
+KEY stands for everything that decides what the outcomes are: the images, the settings, and a recipe of one's own.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lens_caption.captioners.own import fingerprint
 from lens_caption.engine.budget import NOTHING, Amount
+from lens_caption.scale.allowance import Draws
 from lens_core.config.base import config_hash
 from lens_core.contracts import CaptionOutcome
 from lens_core.errors import ArtifactError
@@ -76,19 +78,28 @@ class Plan:
         context: of the stage, with one set of images as its input.
     """
 
+    ALONE = "alone-"
+    """How the ID of a process begins that worked on the stage alone, before machines shared it."""
+
     def __init__(self, config: CaptionStageConfig, context: StageContext):
         (images,) = context.inputs
-        assert config.executor.type != "process"
         settings = {"config": config.model_dump(mode="json"), "images": images.hash}
-        self.key = config_hash(settings)[:16]
+        recipe = fingerprint(config, registry=context.registry, base=context.base, seed=context.seed)
+        self.key = config_hash({**settings, "recipe": recipe} if recipe else settings)[:16]
         self.url = urls.join(context.work_url, self.key)
+        self.grants_url = urls.join(self.url, "grants")
         self._manifest = urls.join(context.run_url, context.name, MANIFEST)
-        self._part = config.executor.part
+        self._executor = config.executor
+
+    def begun(self) -> bool:
+        """Whether something of it is bought, or may be."""
+        return not {"grants", "left", "segments"}.isdisjoint(urls.ls(self.url))
 
     def parts(self, reader: ShardReader) -> list[Part]:
         """All parts, in the order of the images."""
+        assert self._executor.type != "process"
         size = urls.join(self.url, "part")
-        urls.create_exclusive(size, str(self._part).encode())
+        urls.create_exclusive(size, str(self._executor.part).encode())
         return parts_of(reader.columns["shard"], int(urls.read_text(size)))
 
     def finished(self) -> bool:
@@ -136,8 +147,10 @@ class Plan:
         return [outcome for name in names for outcome in _outcomes(urls.join(folder, name))]
 
     def spent(self, parts: Iterable[Part]) -> Amount:
-        """What was spent on the published parts."""
-        return sum((self.facts(part)[0] for part in parts), NOTHING)
+        """What was spent on the published parts, and by one process before there were parts."""
+        drawn = Draws(self.grants_url).by_worker
+        alone = sum((amount for worker, amount in drawn.items() if worker.startswith(self.ALONE)), NOTHING)
+        return sum((self.facts(part)[0] for part in parts), alone)
 
     def _segment(self, part: Part) -> str:
         return urls.join(self.url, "segments", part.name)

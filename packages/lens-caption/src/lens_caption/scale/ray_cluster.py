@@ -6,6 +6,7 @@ carries the word to stop. Settings travel with them, secrets do not: each node h
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -23,6 +24,7 @@ import ray  # noqa: TID253 (this module is imported where a pipeline names Ray)
 import ray.exceptions  # noqa: TID253
 
 from lens_caption.scale.plan import Plan
+from lens_caption.scale.takeover import take_over
 from lens_caption.scale.worker import work
 from lens_core.errors import LensError, Stopped
 from lens_core.pipeline.context import StageContext
@@ -69,6 +71,9 @@ def run(config: CaptionStageConfig, context: StageContext) -> None:
         _join(executor)
     try:
         plan = Plan(config, context)
+        (images,) = context.inputs
+        with contextlib.closing(ShardReader(images)) as reader:
+            take_over(context, plan, reader)
         _watch(_start(config, context, plan), plan, context)
     finally:
         if ours:

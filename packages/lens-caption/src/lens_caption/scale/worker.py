@@ -12,11 +12,13 @@ import random
 import shutil
 from typing import TYPE_CHECKING, cast
 
+from lens_caption.captioners.own import seen_from
 from lens_caption.engine.budget import NOTHING
 from lens_caption.engine.journal import Journal
 from lens_caption.engine.run import caption_all
 from lens_caption.scale.allowance import Allowance
 from lens_caption.scale.plan import Plan
+from lens_caption.scale.takeover import take_over
 from lens_core.contracts import ImageItem
 from lens_core.errors import LensError, Stopped, StorageError
 from lens_core.pipeline.context import StageContext
@@ -57,9 +59,11 @@ def work(config: CaptionStageConfig, context: StageContext) -> None:
     folder.mkdir(exist_ok=True)
     leases = Leases(urls.join(plan.url, "leases"), worker_of(context.state_dir), ttl_s=config.executor.lease_s)
     reader = ShardReader(images)
-    captioner = context.registry.build("captioners", config.captioner)
+    captioner = context.registry.build("captioners", seen_from(config.captioner, context.base))
     try:
         with leases:
+            if config.executor.type == "leases":
+                take_over(context, plan, reader)
             Worker(config, context, plan, leases, reader, captioner).run()
     except StorageError:
         if not plan.finished():  # else the folder was removed under our eyes, because all is done
@@ -92,7 +96,7 @@ class Worker:
         self._parts = plan.parts(reader)
         self._done = 0
         self._spent = {file.name: _spent(file) for file in (context.state_dir / "parts").glob("*.sqlite")}
-        self._allowance = Allowance(urls.join(plan.url, "grants"), leases, config.engine.budget)
+        self._allowance = Allowance(plan.grants_url, leases, config.engine.budget)
         self._warned: set[str] = set()
 
     def run(self) -> None:

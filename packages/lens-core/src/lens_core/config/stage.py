@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
@@ -46,6 +46,10 @@ class StageConfig(ComponentConfig):
         Then it is how many seconds a machine may be silent before the others take over what it had; None: one machine.
         """
         return None
+
+    def keyed(self) -> dict[str, Any]:
+        """The settings that the stage's result depends on: with others, it is made again."""
+        return self.model_dump(mode="json")
 
     @property
     def sources(self) -> tuple[str, ...]:

@@ -25,8 +25,8 @@ class StageContext:
         name: the stage's name in the pipeline.
         inputs: the artefacts that `source` names, in that order.
         output: where the stage writes its artefact; the runner adds the manifest.
-        state_dir: a private local folder that survives a kill, for journals and training state. The runner removes
-            it once the artefact is finished.
+        state_dir: a private local folder that survives a kill, for journals and training state; other settings have
+            another one. The runner removes it once the artefact is finished.
         run_url: the run folder.
         base: the folder that relative paths in the config are relative to.
         seed: the pipeline's seed.

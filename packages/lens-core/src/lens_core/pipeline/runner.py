@@ -5,6 +5,9 @@ parents' hashes, the seed, and the fingerprint of anything it reads from outside
 differs, removes the manifest first (a half-made artefact must never look finished), runs the stage and writes the new
 manifest last. Killing the process at any moment therefore leaves either the old state or none of that stage.
 
+What a stage needs to go on lies in a folder of its key, so that settings can be changed and taken back: captions that
+are paid for and batches under way are found again. All such folders go once the stage is done.
+
 A stage may run stages of its own by `run_stages`, in a folder of its own: the same keys, manifests and states.
 """
 
@@ -44,7 +47,7 @@ if TYPE_CHECKING:
     from lens_core.registry import Registry
     from lens_core.storage.leases import Leases
 
-__all__ = ["EVENTS", "RUN_FILE", "STATE", "outside_of", "run_pipeline", "run_stages"]
+__all__ = ["EVENTS", "RUN_FILE", "STATE", "outside_of", "run_pipeline", "run_stages", "state_root_of"]
 
 RUN_FILE = "run.json"
 EVENTS = "events.jsonl"
@@ -102,7 +105,7 @@ def run_pipeline(pipeline: Pipeline, registry: Registry, *, progress: Progress |
         peers = None
         if lease_s is None:
             stack.enter_context(locked(run_url))
-            state_root = _state_root(run_url)
+            state_root = state_root_of(run_url)
         else:
             state_root = stack.enter_context(own_folder(local_cache(run_url)))
             peers = stack.enter_context(shared(run_url, worker=worker_of(state_root), lease_s=lease_s))
@@ -168,18 +171,25 @@ def run_stages(
     """
     made: dict[str, Artifact] = {}
     for number, config in enumerate(stages, start=1):
+        inputs = tuple({**(given or {}), **made}[name] for name in config.sources)
+        key = _Key(
+            config=config.keyed(),
+            parents={artifact.name: artifact.hash for artifact in inputs},
+            seed=seed,
+            outside=outside_of(config, registry=registry, base=base, seed=seed),
+        )
         context = StageContext(
             name=config.name,
-            inputs=tuple({**(given or {}), **made}[name] for name in config.sources),
+            inputs=inputs,
             output=OutputFolder(urls.join(run_url, config.name), state_root / "scratch"),
-            state_dir=state_root / config.name,
+            state_dir=state_root / f"{config.name}.{key.digest()[:16]}",
             run_url=run_url,
             base=base,
             seed=seed,
             registry=registry,
             progress=progress,
         )
-        made[config.name] = _run_stage(config, context, peers, label=f"[{number}/{len(stages)}] {config.name}")
+        made[config.name] = _run_stage(config, context, key, peers, label=f"[{number}/{len(stages)}] {config.name}")
         if progress.stop_asked and number < len(stages):
             raise Stopped(f"stopped after {config.name}; the same command goes on from here")
     return made
@@ -195,27 +205,29 @@ def outside_of(config: StageConfig, *, registry: Registry, base: str, seed: int)
     return str(fingerprint(config, registry=registry, base=base, seed=seed))
 
 
-def _run_stage(config: StageConfig, context: StageContext, peers: Leases | None, *, label: str) -> Artifact:
+def state_root_of(run_url: str) -> Path:
+    """Where one machine alone keeps private state: beside a local run, else in the user's cache folder."""
+    return urls.local_path(run_url) / STATE if urls.is_local(run_url) else local_cache(run_url)
+
+
+def _run_stage(config: StageConfig, context: StageContext, key: _Key, peers: Leases | None, *, label: str) -> Artifact:
     spec = context.registry.spec("stages", config.type)
     assert isinstance(spec, StageSpec)
     progress, url = context.progress, context.output.url
-    key = _Key(
-        config=config.model_dump(mode="json"),
-        parents={artifact.name: artifact.hash for artifact in context.inputs},
-        seed=context.seed,
-        outside=outside_of(config, registry=context.registry, base=context.base, seed=context.seed),
-    )
     done, reason = _look(url, key)
     if done:
         progress.heading(f"{label}: done already", stage=config.name, status="skipped")
+        _forget(context)
         return done
     run = spec.load_target()
-    progress.heading(f"{label}: {spec.summary}" + (f" (again: {reason})" if reason else ""), stage=config.name)
+    begun = _states(context.state_dir.parent, config.name)
+    others = [folder for folder in begun if folder != context.state_dir and any(folder.iterdir())]
+    why = f" (again: {reason})" if reason else ""
+    if others and not context.state_dir.exists():
+        why = " (begun anew: its settings or sources changed; what was begun before is kept until it is done)"
+    progress.heading(f"{label}: {spec.summary}{why}", stage=config.name)
 
-    if not _belongs(context.state_dir, key):
-        shutil.rmtree(context.state_dir, ignore_errors=True)
-        context.state_dir.mkdir(parents=True)
-        (context.state_dir / "key").write_text(key.digest())
+    context.state_dir.mkdir(parents=True, exist_ok=True)
     progress.open(config.name)
     started = time.monotonic()
     event = "stage-failed"
@@ -234,7 +246,7 @@ def _run_stage(config: StageConfig, context: StageContext, peers: Leases | None,
     finally:
         progress.close(event)
         shutil.rmtree(context.output.scratch, ignore_errors=True)
-    shutil.rmtree(context.state_dir, ignore_errors=True)
+    _forget(context)
     progress.heading(f"  done in {time.monotonic() - started:.1f} s", stage=config.name, status="done")
     return artifact
 
@@ -275,7 +287,7 @@ def _finish(
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "seconds": round(seconds, 3),
         "seed": key.seed,
-        "config": key.config,
+        "config": config.model_dump(mode="json"),
         "parents": [
             {"name": parent.name, "type": parent.type, "hash": parent.hash, "url": _seen_from(context.run_url, parent)}
             for parent in inputs
@@ -319,21 +331,25 @@ def _look(url: str, key: _Key) -> tuple[Artifact | None, str]:
 
 def _changed(prefix: str, old: Any, new: Any) -> list[str]:
     if isinstance(old, dict) and isinstance(new, dict):
-        keys = [*old, *(name for name in new if name not in old)]
-        missing = object()
+        missing = object()  # what only `old` has is no part of the key
         return [
             text
-            for name in keys
-            for text in _changed(f"{prefix}.{name}" if prefix else name, old.get(name, missing), new.get(name, missing))
+            for name, value in new.items()
+            for text in _changed(f"{prefix}.{name}" if prefix else name, old.get(name, missing), value)
         ]
     return [] if old == new else [prefix]
 
 
-def _belongs(state_dir: Path, key: _Key) -> bool:
-    try:
-        return (state_dir / "key").read_text() == key.digest()
-    except OSError:
-        return False
+def _states(root: Path, name: str) -> list[Path]:
+    """What a stage was begun with and has not done: a folder for each key."""
+    return list(root.glob(f"{name}.{'[0-9a-f]' * 16}"))
+
+
+def _forget(context: StageContext) -> None:
+    """A stage that is done keeps no state: not that of other settings, nor what one machine had before several."""
+    for root in {context.state_dir.parent, state_root_of(context.run_url)}:
+        for folder in _states(root, context.name):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _open_run_folder(run_url: str) -> None:
@@ -402,11 +418,6 @@ def _refuse_other_settings(run_url: str, resolved: str, peers: Leases) -> None:
                 "give both the same file, or wait until that one is done"
             )
         peers.pause()
-
-
-def _state_root(run_url: str) -> Path:
-    """Private state lies beside a local run; for a run in a bucket, in the user's cache folder."""
-    return urls.local_path(run_url) / STATE if urls.is_local(run_url) else local_cache(run_url)
 
 
 @contextlib.contextmanager

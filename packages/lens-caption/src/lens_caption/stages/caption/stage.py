@@ -8,6 +8,7 @@ from collections import Counter
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from lens_caption.captioners.own import seen_from
 from lens_caption.engine.journal import Journal
 from lens_caption.engine.run import caption_all
 from lens_caption.quality.watch import caption_watched
@@ -47,8 +48,18 @@ def run(config: CaptionStageConfig, context: StageContext) -> dict[str, Any]:
 
 
 def _alone(config: CaptionStageConfig, context: StageContext, reader: ShardReader) -> dict[str, Any]:
-    """This process does it all, with one journal."""
-    captioner = context.registry.build("captioners", config.captioner)
+    """This process does it all, with one journal.
+
+    Raises:
+        LensError: machines that share the stage have begun it.
+    """
+    plan = Plan(config, context)
+    if plan.begun():
+        raise LensError(
+            f"{context.name} was begun by machines that share it, and what they bought lies in {plan.url}: go on with "
+            "the executor that it had ('leases' works for one machine, too), or remove that folder to buy it anew"
+        )
+    captioner = context.registry.build("captioners", seen_from(config.captioner, context.base))
     journal = Journal(context.state_dir / "journal.sqlite")
     context.progress.start(len(reader), "images")
 

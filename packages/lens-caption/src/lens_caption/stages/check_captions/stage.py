@@ -10,6 +10,7 @@ from collections import Counter
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
+from lens_caption.captioners.own import seen_from
 from lens_caption.layers import ImageLookup, caption_rows, layer_names
 from lens_caption.quality.check import Check, Finding
 from lens_caption.quality.judge import CaptionPool
@@ -100,7 +101,7 @@ def _judged(
     pool = CaptionPool(folder / "pool.sqlite", judge.seed)
     try:
         write_captions(waiting, _into(pool, layer, images, rows))
-        report, cost = run_judge(pool, images.data, judge, context)
+        report, cost = run_judge(pool, images.data, seen_from(judge, context.base), context)
     finally:
         pool.close()
     return (report, cost), _after_judge(Artifact(waiting.url, {}), layer, report, judge, tally)

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lens_caption.captioners.own import seen_from
 from lens_caption.engine.journal import Journal
 from lens_caption.engine.run import caption_all
 from lens_caption.layers import ImageLookup, caption_rows, layer_names
@@ -48,12 +49,13 @@ def run(config: ReviseCaptionsConfig, context: StageContext) -> dict[str, Any]:
 
     (captions,) = context.inputs
     layer = _layer(config, captions)
-    recipe = reviser_recipe(config.captioner)
+    reviser = seen_from(config.captioner, context.base)
+    recipe = reviser_recipe(reviser)
     folder = context.output.local_dir("revise")
     earlier = EarlierCaptions.store(folder / "captions.sqlite", caption_rows(captions, [layer]))
     images = ImageLookup(folder / "images.sqlite", captions.parent("images"))
     journal = Journal(context.state_dir / "journal.sqlite")
-    captioner = QuestionCaptioner(config.captioner, recipe, earlier)
+    captioner = QuestionCaptioner(reviser, recipe, earlier)
     keys = earlier.keys()
     context.progress.start(len(keys), "captions")
     try:
