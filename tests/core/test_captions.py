@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from lens_core.errors import ArtifactError
 from lens_core.storage.artifacts import Artifact, OutputFolder
-from lens_core.storage.captions import CAPTIONS, CaptionRow, read_captions, write_captions
+from lens_core.storage.captions import CAPTIONS, CaptionRow, read_captions, read_texts, write_captions
 
 BRIEF = CaptionRow(key="a" * 64, layer="brief", text="a red circle", provenance={"captioner": "rule", "tokens": 3})
 DENSE = CaptionRow(key="a" * 64, layer="dense", text="one object on grey.\nupper left: large red circle.")
@@ -64,6 +64,19 @@ def test_layers_are_chosen_by_name(tmp_path):
     assert read_captions(artifact, layers=["dense"]) == [DENSE]
     assert read_captions(artifact, layers=["dense", "brief"]) == [DENSE, FAILED, BRIEF]
     assert read_captions(artifact, layers=[]) == []
+
+
+def test_texts_alone_are_those_of_images_that_have_one(tmp_path):
+    artifact = store(tmp_path, [DENSE, FAILED, BRIEF])
+    assert list(read_texts(artifact)) == [(DENSE.key, DENSE.text), (BRIEF.key, BRIEF.text)]
+    assert list(read_texts(artifact, layers=["brief"])) == [(BRIEF.key, BRIEF.text)]
+    with pytest.raises(ArtifactError, match=r"no caption layer 'x' \(it has: brief, dense\)"):
+        list(read_texts(artifact, layers=["x"]))
+
+
+def test_a_large_table_of_texts_is_read_in_parts(tmp_path):
+    rows = [CaptionRow(key=f"{number:064x}", layer="dense", text=f"caption {number}") for number in range(20_000)]
+    assert list(read_texts(store(tmp_path, rows))) == [(row.key, row.text) for row in rows]
 
 
 def test_an_unknown_layer_is_told_with_those_there_are(tmp_path):

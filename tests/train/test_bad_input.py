@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -82,8 +83,23 @@ def test_a_shard_without_bytes_while_it_is_streamed(copied, refused):
     run, captions = copied
     shard = next((run / "images").glob("*.tar"))
     shard.write_bytes(b"")
-    line = refused([captions], data={"memory_gb": 0, "max_bad_samples": 1000})
-    assert line.startswith(f"not one sample of pack 0 can be read; the first: {shard}: image ")
+    line = refused([captions], data={"memory_gb": 0, "max_bad_samples": 7})
+    assert line.startswith(
+        f"8 samples cannot be read, more than data.max_bad_samples allows; the last: {shard}: image "
+    )
+
+
+@pytest.mark.parametrize("weight", ["samples", "tokens"])
+def test_steps_without_a_sample_count_for_nothing(copied, run_stage, lens_registry, weight):
+    run, captions = copied
+    shard = next((run / "images").glob("*.tar"))
+    shard.write_bytes(b"")
+    options = {"data": {"memory_gb": 0}, "objective": {"weight": weight}, "watch": {"log_every": 1}}
+    folder, stats = run_stage(lens_registry, lens_registry.parse("stages", TRAIN | options), [captions])
+    assert (stats["bad_samples"], stats["images"], stats["training_flops"], stats["skipped"]) == (12, 0, 0, 0)
+    lines = [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
+    assert [line["loss"] for line in lines] == [None, None, None]
+    assert [line["grad_norm"] for line in lines] == [0, 0, 0]
 
 
 @pytest.mark.parametrize("memory_gb", [1, 0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,10 @@ import time
 from pathlib import Path
 
 import pytest
+
+from lens_core.storage.artifacts import load_artifact
+from lens_core.storage.shards import ShardReader
+from states import state_of
 
 PIPELINE = """\
 run: run
@@ -68,11 +73,11 @@ def weights(folder):
 
 def wait_for_checkpoint(folder, process, step):
     """Until there is one of at least that step; which it is."""
-    pointer = folder / "run" / ".state" / "model" / "checkpoints" / "latest"
     deadline = time.monotonic() + 240
     reached = 0
     while reached < step and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
+        pointer = state_of(folder / "run", "model") / "checkpoints" / "latest"
         reached = int(pointer.read_text().removeprefix("step-")) if pointer.exists() else 0
     return reached
 
@@ -132,6 +137,24 @@ def test_two_ranks_killed_go_on_as_one(runs, tmp_path):
     assert_close(curves(tmp_path), curves(runs[1]))
 
 
+def test_an_unreadable_image_in_a_pack_of_its_own_is_passed_over_by_all_ranks(runs, tmp_path):
+    """Sharded weights want all ranks in every pass, also the one that has nothing to compute on."""
+    for ranks in (1, 2):
+        for stage in ("images", "dense"):
+            shutil.copytree(runs[1] / "run" / stage, tmp_path / str(ranks) / "run" / stage)
+        shutil.copy(runs[1] / "run" / "run.json", tmp_path / str(ranks) / "run")
+        images = tmp_path / str(ranks) / "run" / "images"
+        columns = ShardReader(load_artifact(str(images))).columns
+        with (images / columns["shard"][7]).open("r+b") as shard:
+            shard.seek(columns["offset"][7])
+            shard.write(b"damaged!")
+        streamed = ("--set", "stages.model.batch.samples=1", "--set", "stages.model.data.memory_gb=0")
+        finish(tmp_path / str(ranks), ranks, *streamed)
+        stats = load_artifact(str(tmp_path / str(ranks) / "run" / "model")).stats
+        assert (stats["bad_samples"], stats["images"], stats["steps"]) == (1, 23, 12)
+    assert_close(curves(tmp_path / "2"), curves(tmp_path / "1"))
+
+
 @pytest.mark.parametrize("lost", [0, 1])
 def test_torchrun_starts_again_after_losing_a_rank(runs, tmp_path, lost):
     process = start(tmp_path, 2, restarts=1)
@@ -152,7 +175,7 @@ def test_a_signal_to_torchrun_saves_and_ends(runs, tmp_path):
     said, _ = process.communicate(timeout=100)
     assert process.returncode != 0
     lines = {line for line in said.splitlines() if line.startswith("lens: ")}
-    pointer = tmp_path / "run" / ".state" / "model" / "checkpoints" / "latest"
+    pointer = state_of(tmp_path / "run", "model") / "checkpoints" / "latest"
     step = int(pointer.read_text().removeprefix("step-"))
     assert lines == {f"lens: stopped at step {step}; the same command goes on from here"}
     assert f"goes on from step {step}" in finish(tmp_path, 2)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from typer.testing import CliRunner
 from core.diffusion.packs import random_model
 from lens_core.cli.main import app
 from lens_core.diffusion import load_model_folder
+from lens_core.errors import StorageError
 from lens_train.methods.adapters import COMFYUI_FILE, LORA_FILE
 
 STAGES = """\
@@ -136,3 +138,61 @@ def test_an_adapter_moves_the_denoiser_alone(folder, kind):
 def test_an_adapter_of_a_fine_tune_traces_back_to_it(folder):
     parents = json.loads((folder / "run" / "dora" / "manifest.json").read_text())["parents"]
     assert [parent["name"] for parent in parents] == ["dense", "tuned"]
+
+
+START = """\
+run: again
+seed: 3
+stages:
+  - {name: images, type: ingest, source: {type: scenes, count: 16}}
+  - {name: dense, type: caption, source: images, captioner: {type: scene-graph, style: dense}}
+  - name: model
+    type: train
+    source: dense
+    start: START
+    image_size: 16
+    budget: {steps: 1}
+    batch: {samples: 4}
+    threads: 1
+"""
+
+
+@pytest.fixture
+def run_from(folder, tmp_path, monkeypatch):
+    """Train from a model; whether it was trained, or found done already."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(start):
+        (tmp_path / "pipeline.yaml").write_text(START.replace("START", str(start)))
+        said = CliRunner().invoke(app, ["run", "pipeline.yaml"])
+        assert said.exit_code == 0, said.output[-3000:]
+        return "model: done already" not in said.output
+
+    return run
+
+
+def test_another_model_in_the_place_of_the_start_is_noticed(folder, tmp_path, lens_registry, run_from):
+    start = tmp_path / "models" / "base"
+    shutil.copytree(folder / BASE, start)
+    assert run_from(start)
+    assert not run_from(start)
+    shutil.rmtree(start)
+    random_model(start, lens_registry, seed=1)
+    assert run_from(start)
+
+
+def test_a_model_of_lens_in_the_start_is_a_parent(folder, tmp_path, run_from):
+    run_from(folder / "run" / "tuned")
+    *_, tuned = json.loads((tmp_path / "again" / "model" / "lens.json").read_text())["parents"]
+    assert tuned["hash"] == json.loads((folder / "run" / "tuned" / "manifest.json").read_text())["hash"]
+
+
+def test_a_start_that_is_gone_costs_nothing(folder, tmp_path, run_from):
+    start = tmp_path / "base"
+    shutil.copytree(folder / BASE, start)
+    assert run_from(start)
+    shutil.rmtree(start)
+    refused = CliRunner().invoke(app, ["run", "pipeline.yaml"]).exception
+    assert isinstance(refused, StorageError)
+    assert str(refused) == f"{start} does not exist"
+    assert (tmp_path / "again" / "model" / "manifest.json").exists()

@@ -18,6 +18,7 @@ import torch
 from lens_core.errors import Stopped
 from lens_train.loop.metrics import METRICS
 from lens_train.watch.sinks import TENSORBOARD
+from states import state_of
 
 STEPS = 40
 PIPELINE = """\
@@ -39,11 +40,11 @@ stages:
 CLOCKS = {"seconds", "images_per_s", "tokens_per_s", "mfu", "hfu", "data_wait", "encoder_share", "memory_gb"}
 
 
-def start(folder):
+def start(folder, *options):
     """`lens run` in a process of its own."""
     (folder / "pipeline.yaml").write_text(PIPELINE.format(run="run", steps=STEPS))
     return subprocess.Popen(
-        [Path(sys.executable).with_name("lens"), "run", "pipeline.yaml"],
+        [Path(sys.executable).with_name("lens"), "run", "pipeline.yaml", *options],
         cwd=folder,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stderr=subprocess.PIPE,
@@ -60,7 +61,7 @@ def finish(folder):
 
 def steps_so_far(folder):
     """The last step in the metrics of a stage that is under way."""
-    file = folder / "run" / ".state" / "model" / METRICS
+    file = state_of(folder / "run", "model") / METRICS
     lines = [line for line in file.read_text().splitlines(True) if line.endswith("\n")] if file.exists() else []
     return json.loads(lines[-1])["step"] if lines else 0
 
@@ -99,7 +100,7 @@ def assert_as_if_undisturbed(folder, undisturbed):
     assert curves(model / METRICS) == curves(undisturbed / METRICS)
     assert len(digests(model)) == 2
     assert digests(model) == digests(undisturbed)
-    assert not (folder / "run" / ".state" / "model").exists()
+    assert not state_of(folder / "run", "model").exists()
 
 
 def test_killed_at_random_moments(undisturbed, tmp_path):
@@ -130,7 +131,7 @@ def test_a_signal_saves_and_the_next_run_goes_on(undisturbed, tmp_path):
     assert said.splitlines()[-1].endswith("the same command goes on from here")
     assert not (tmp_path / "run" / "model" / "manifest.json").exists()
     # As a kill in the midst of the next save and of the next line would leave it.
-    state = tmp_path / "run" / ".state" / "model"
+    state = state_of(tmp_path / "run", "model")
     (latest,) = (state / "checkpoints").glob("step-*")
     half = state / "checkpoints" / ".step-00009999.tmp"
     half.mkdir()
@@ -140,6 +141,20 @@ def test_a_signal_saves_and_the_next_run_goes_on(undisturbed, tmp_path):
         file.write('{"step": 9999, "lo')
     said = finish(tmp_path)
     assert "goes on from step" in said
+    assert_as_if_undisturbed(tmp_path, undisturbed)
+
+
+def test_settings_that_are_taken_back_go_on_with_their_own_plan(undisturbed, tmp_path):
+    for step, options in ((8, ()), (3, ("--set", "seed=4"))):
+        process = start(tmp_path, *options)
+        before = state_of(tmp_path / "run", "model")
+        while options and state_of(tmp_path / "run", "model") == before and process.poll() is None:
+            time.sleep(0.005)
+        wait_for_step(tmp_path, process, step)
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
+        assert process.returncode == 3
+    assert "goes on from step" in finish(tmp_path)
     assert_as_if_undisturbed(tmp_path, undisturbed)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import itertools
+import multiprocessing
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
 import numpy as np
@@ -142,6 +144,16 @@ def test_read_from_shards_a_bad_image_is_told_by_name_and_the_rest_is_there(capt
     assert len(bad.splitlines()) == 1
 
 
+def test_a_manifest_made_without_looking_goes_with_images_in_memory(captioned, load):
+    """As where a run goes on with more `memory_gb` than it began with."""
+    artifact = captioned([png(1), b"not an image", png(3)], {"dense": ["a", "b", "c"]})
+    looked, blind = load(artifact), load(artifact, memory_bytes=0)
+    first, bad, last = looked.source.of(blind.manifest)([0, 1, 2])
+    assert bad == f"image {image_key(b'not an image')} cannot be decoded"
+    for one, other in zip((first, last), looked.source([0, 1]), strict=True):
+        assert torch.equal(one, other)
+
+
 @pytest.mark.parametrize("size", [0, 700])
 def test_a_shard_that_is_cut_off_is_told(captioned, load, size):
     pictures = [png(1), png(2)]
@@ -178,6 +190,31 @@ def test_workers_read_the_same_as_this_process(captioned, load):
             assert all(torch.equal(a, b) for a, b in zip(one.images, other.images, strict=True))
     ranks = [some(rank, 2, 0)[:3] for rank in (0, 1)]
     assert [loaded.pack.index for pair in zip(*ranks, strict=True) for loaded in pair] == list(range(6))
+
+
+@pytest.fixture
+def processes_begin_anew():
+    """As where they are not forked: on macOS, and from Python 3.14 on."""
+    before = multiprocessing.get_start_method()
+    multiprocessing.set_start_method("spawn", force=True)
+    yield
+    multiprocessing.set_start_method(before, force=True)
+
+
+@pytest.mark.parametrize("size", [{"samples": 2}, {"plan": "buckets", "buckets": {64: 2}}])
+def test_workers_may_be_processes_that_begin_anew(captioned, load, processes_begin_anew, size):
+    data = load(captioned([png(shade) for shade in range(6)], {"dense": list("abcdef")}), memory_bytes=0)
+    costs = CostModel(per_sample=1, a=1, b=1, c=0)
+    source = SampleSource(manifest=data.manifest, costs=costs, stride=8, seed=5, caption_dropout=0.2)
+    plan = make_plan(BatchConfig(**size), source)
+    plan.pack(0)
+    assert len(ForkingPickler.dumps((plan, data.source))) < 5000  # no columns, no windows
+    here, there = (PackLoader(plan, data.source, first=0, stride=1, workers=workers) for workers in (0, 1))
+    for _ in range(4):
+        one, other = next(here), next(there)
+        assert one.pack == other.pack
+        assert all(torch.equal(a, b) for a, b in zip(one.images, other.images, strict=True))
+    there.close()
 
 
 def test_training_says_how_many_are_left_out(captioned, run_stage, lens_registry, progress):

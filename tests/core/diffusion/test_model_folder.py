@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 
@@ -10,7 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lens_core.diffusion import Request, generate, load_model_folder
+from core.diffusion.language_models import qwen3
+from lens_core.config.prediction import PredictionConfig
+from lens_core.diffusion import LensPipeline, Request, generate, load_model_folder, save_model_folder
 from lens_core.errors import ArtifactError
 
 DENOISER = "transformer/diffusion_pytorch_model.safetensors"
@@ -68,6 +71,56 @@ def test_object_store_too(saved_model, lens_registry, tmp_path):
     loaded = load_model_folder("memory://models/tiny", registry=lens_registry)
     store.rm("/models", recursive=True)
     assert np.array_equal(generate(loaded, REQUESTS[:1])[0], generate(model, REQUESTS[:1])[0])
+
+
+def test_what_came_from_an_object_store_can_be_saved(lens_registry, tmp_path):
+    """A pretrained encoder is saved by copying its files, so these stay for as long as it does."""
+    import fsspec
+
+    encoder = {"type": "causal-lm", "path": str(qwen3(tmp_path / "qwen")), "layers": [1, 2], "template": "{prompt}"}
+    pretrained_model(tmp_path / "first", lens_registry, encoder)
+    store = fsspec.filesystem("memory")
+    store.put(f"{tmp_path / 'first'}/", "/models/pretrained/", recursive=True)
+    pipeline = LensPipeline.from_pretrained("memory://models/pretrained")
+    store.rm("/models", recursive=True)
+    pipeline.save_pretrained(tmp_path / "second")
+    for part in ("text_encoder", "tokenizer"):
+        for file in (tmp_path / "first" / part).iterdir():
+            assert (tmp_path / "second" / part / file.name).read_bytes() == file.read_bytes()
+    copy = pipeline.text_encoder.files.model
+    assert copy.exists()
+    del pipeline
+    gc.collect()
+    assert not copy.exists()
+
+
+def pretrained_model(folder, registry, settings):
+    """A model folder whose text encoder is a pretrained one."""
+    encoder_class = registry.spec("text_encoders", settings["type"]).load_target()
+    encoder = encoder_class.fit(registry.parse("text_encoders", settings), [])
+    autoencoder = registry.build("autoencoders", registry.parse("autoencoders", {"type": "pixels", "patch": 4}))
+    model = registry.parse("models", {"type": "lens", "preset": "nano", "num_layers": 1})
+    transformer = registry.build(
+        "models",
+        model,
+        in_channels=autoencoder.channels,
+        enc_hidden_dim=encoder.width,
+        num_text_layers=encoder.num_layers,
+    )
+    save_model_folder(
+        folder,
+        transformer=transformer,
+        model=model,
+        text_encoder=encoder,
+        autoencoder=autoencoder,
+        sampler=registry.parse("samplers", "flow-euler"),
+        prediction=PredictionConfig(type="x"),
+        image_size=(16, 16),
+        guidance=3.0,
+        guidance_rescale=False,
+        parents=[],
+        licence="",
+    )
 
 
 def test_settings_come_back(saved_model, lens_registry):

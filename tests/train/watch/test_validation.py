@@ -132,6 +132,18 @@ def test_a_limit_fails_the_run_at_its_end(new_trainer, split, progress):
     assert line.endswith("at the end, more than watch.validation.limit, 0.001")
 
 
+def test_a_run_that_was_refused_is_finished_with_another_limit_and_not_trained_again(new_trainer, split, progress):
+    strict, relaxed = (new_trainer(images=split, budget=Budget(steps=3)) for _ in range(2))
+    for trainer, limit in ((strict, 1e-3), (relaxed, 1e3)):
+        trainer.watchers.append(Validation(trainer, split.held_out, CONFIG.model_copy(update={"limit": limit})))
+    with pytest.raises(LensError):
+        strict.run(progress)
+    relaxed.run(progress)
+    assert "goes on from step 3" in progress.said.getvalue()
+    for one, other in zip(strict.parameters, relaxed.parameters, strict=True):
+        assert torch.equal(one, other)
+
+
 def test_images_that_cannot_be_read_do_not_count(new_trainer, scenes, lens_registry, tmp_path):
     read = training_set(scenes["dense"], lens_registry, tmp_path / "whole", memory_bytes=0, validation=CONFIG)
     manifest, whole = read.held_out.manifest, new_trainer(images=read)

@@ -45,6 +45,7 @@ def lens_stages() -> Iterator[StageSpec]:
         summary="Train a text-to-image model on captioned images.",
         config="lens_train.stages.train.config:TrainStageConfig",
         target="lens_train.stages.train.stage:run",
+        fingerprint="lens_train.stages.train.outside:fingerprint",
         takes=("captions", "model", "latents"),
         makes="model",
     )

@@ -12,6 +12,8 @@ Weights are safetensors, loaded strictly. The folder may carry more (a manifest,
 from __future__ import annotations
 
 import json
+import weakref
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -114,8 +116,12 @@ def load_model_folder(url: str, *, registry: Registry | None = None, dtype: torc
         LensError: a part's plugin or library is missing.
     """
     registry = registry or load_registry()
-    with local_model(url) as folder:
-        return _load(folder, url, registry, dtype)
+    with ExitStack() as source:
+        loaded = _load(source.enter_context(local_model(url)), url, registry, dtype)
+        if loaded.text_encoder is not None:
+            # A pretrained encoder is saved by copying what it was loaded from: that must be there as long as it is.
+            weakref.finalize(loaded.text_encoder, source.pop_all().close)
+        return loaded
 
 
 def _load(folder: Path, url: str, registry: Registry, dtype: torch.dtype | None) -> LoadedModel:

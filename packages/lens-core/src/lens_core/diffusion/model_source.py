@@ -22,7 +22,7 @@ _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 @contextmanager
 def local_model(url: str) -> Iterator[Path]:
-    """A model's folder on this machine; what had to be copied from an object store is removed afterwards.
+    """A model's folder on this machine; what had to be copied from an object store is removed at the end.
 
     Args:
         url: a folder, an fsspec URL, or owner/name on the hub, whose download is kept in the hub's own cache.

@@ -20,12 +20,12 @@ import pyarrow.parquet as pq
 from lens_core.errors import ArtifactError, StorageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from lens_core.storage.artifacts import Artifact, OutputFolder
 
-__all__ = ["CAPTIONS", "CaptionRow", "read_captions", "write_captions"]
+__all__ = ["CAPTIONS", "CaptionRow", "read_captions", "read_texts", "write_captions"]
 
 CAPTIONS = "captions.parquet"
 _GROUP_ROWS = 8192
@@ -82,23 +82,51 @@ def read_captions(artifact: Artifact, *, layers: Iterable[str] | None = None) ->
     Raises:
         ArtifactError: the table is missing or damaged, or has no such layer.
     """
+    columns = ("key", "layer", "text", "status", "detail", "provenance")
+    return [
+        CaptionRow(key=key, layer=layer, text=text, status=status, detail=detail, provenance=json.loads(provenance))
+        for key, layer, text, status, detail, provenance in _rows(artifact, columns, layers)
+    ]
+
+
+def read_texts(artifact: Artifact, *, layers: Iterable[str] | None = None) -> Iterator[tuple[str, str]]:
+    """The image key and the text of every caption, in the order written: of a large table no more than a part at once.
+
+    Args:
+        artifact: the captions.
+        layers: only these; None means all.
+
+    Raises:
+        ArtifactError: the table is missing or damaged, or has no such layer; the latter is known at the end.
+    """
+    for key, _, text, status in _rows(artifact, ("key", "layer", "text", "status"), layers):
+        if status == "ok":
+            yield key, text
+
+
+def _rows(artifact: Artifact, columns: Sequence[str], layers: Iterable[str] | None) -> Iterator[tuple[Any, ...]]:
+    """Some columns of the rows of some layers; the second column is the layer."""
+    wanted = None if layers is None else set(layers)
+    there: set[str] = set()
+    count = 0
+    schema = pa.schema([_SCHEMA.field(name) for name in columns])
     try:
-        table = pq.read_table(pa.BufferReader(artifact.read_bytes(CAPTIONS)), page_checksum_verification=True)
-        columns = table.select(_SCHEMA.names).cast(_SCHEMA).to_pydict()
+        with artifact.open(CAPTIONS) as file, pq.ParquetFile(file, page_checksum_verification=True) as table:
+            for batch in table.iter_batches(_GROUP_ROWS, columns=schema.names):
+                values = pa.Table.from_batches([batch]).select(schema.names).cast(schema).to_pydict()
+                there.update(values["layer"])
+                count += len(batch)
+                yield from (row for row in zip(*values.values(), strict=True) if wanted is None or row[1] in wanted)
+            if count != table.metadata.num_rows:
+                raise ValueError(f"it has {count} rows, and says {table.metadata.num_rows}")
     except StorageError as error:
         raise ArtifactError(str(error)) from error
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
         raise ArtifactError(f"{artifact.url_of(CAPTIONS)} is damaged: {' '.join(str(error).split())}") from error
-    wanted = None if layers is None else set(layers)
-    missing = (wanted or set()) - set(columns["layer"])
-    if missing:
-        there = ", ".join(sorted(set(columns["layer"]))) or "none"
-        raise ArtifactError(f"{artifact.url} has no caption layer {sorted(missing)[0]!r} (it has: {there})")
-    return [
-        CaptionRow(key=key, layer=layer, text=text, status=status, detail=detail, provenance=json.loads(provenance))
-        for key, layer, text, status, detail, _, provenance in zip(*columns.values(), strict=True)
-        if wanted is None or layer in wanted
-    ]
+    if missing := sorted((wanted or set()) - there):
+        raise ArtifactError(
+            f"{artifact.url} has no caption layer {missing[0]!r} (it has: {', '.join(sorted(there)) or 'none'})"
+        )
 
 
 def _table(rows: list[CaptionRow]) -> pa.Table:

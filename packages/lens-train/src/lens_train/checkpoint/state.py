@@ -6,6 +6,9 @@
 
 Names are the modules' own, so a state fits any number of ranks and any grouping of parameters. What is no tensor
 (counters, settings) is `meta` of `CheckpointStore`; an optimiser's settings come from the config.
+
+An optimiser may keep its state in 8 bits, in blocks of what lies on its rank. Other numbers of ranks have other blocks,
+so such a state is saved as the numbers that it stands for, and made of them again.
 """
 
 from __future__ import annotations
@@ -52,7 +55,7 @@ class TrainingState:
         self.trainable_only = trainable_only
 
     def tensors(self) -> dict[str, Tensor]:
-        """All of them by name: not copies."""
+        """All of them by name: not copies, but for what is kept in 8 bits."""
         found: dict[str, Tensor] = {}
         for module_name, module in self.modules.items():
             trainable = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
@@ -61,10 +64,16 @@ class TrainingState:
                     found[f"{module_name}/{name}"] = tensor.detach()
         if self.ema is not None:
             found |= {f"ema/{name}": tensor for name, tensor in self.ema.averages.items()}
-        for name, parameter, optimizer in self._moved():
-            for key, value in optimizer.state.get(parameter, {}).items():
-                found |= {f"optimizer/{name}/{part}": tensor for part, tensor in _parts(key, value).items()}
+        found |= {name: _plain(value) for name, value in self._kept()}
         return found
+
+    @torch.no_grad()
+    def quantise(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over what was loaded into copies."""
+        for name, value in self._kept():
+            own = local(value)
+            if not _is_plain(own):
+                own.copy_(local(tensors[name]).to(own.device))
 
     def make_room(self, names: Iterable[str]) -> None:
         """Have fresh optimisers make the state that a checkpoint with these names has: by a step that moves nothing."""
@@ -86,6 +95,14 @@ class TrainingState:
             for parameter in fresh:
                 parameter.grad = None
 
+    def _kept(self) -> list[tuple[str, Tensor]]:
+        """What the optimisers keep, by name."""
+        return [
+            (f"optimizer/{name}/{key}", value)
+            for name, parameter, optimizer in self._moved()
+            for key, value in optimizer.state.get(parameter, {}).items()
+        ]
+
     def _moved(self) -> list[tuple[str, Tensor, torch.optim.Optimizer]]:
         names = {
             parameter: f"{module_name}/{name}"
@@ -100,12 +117,23 @@ class TrainingState:
         ]
 
 
-def _parts(key: str, value: Tensor) -> dict[str, Tensor]:
-    """The plain tensors of a state, by name: itself, or the codes and the scales of one that is kept in 8 bits."""
+def _is_plain(own: Tensor) -> bool:
+    return type(own) is Tensor
+
+
+def _plain(value: Tensor) -> Tensor:
+    """A tensor that an optimiser keeps; if it does in 8 bits, a copy of the numbers that it stands for.
+
+    A block's scale is its largest magnitude, which the codes reach at 1 but not at -1: their lowest stands for -0.993.
+    Here it is -1, so that quantising the copy gives the same codes and the same scale, bit for bit.
+    """
     own: Any = local(value)
-    if type(own) is Tensor:
-        return {key: value}
-    parts: dict[str, Tensor] = {f"{key}.codes": own.codes, f"{key}.scale": own.scale}
-    if isinstance(value, DTensor):  # rows lie one after another, and so do the scales of their blocks
-        return {name: DTensor.from_local(part, value.device_mesh, value.placements) for name, part in parts.items()}
-    return parts
+    if _is_plain(own):
+        return value
+    table = own.qmap.clone()
+    table[0] = table[0].round()
+    numbers = (table[own.codes.int()].view(len(own.scale), -1) * own.scale[:, None]).view(own.shape)
+    if not isinstance(value, DTensor):
+        return numbers.cpu()  # where it is going: it is four times the size, and a device may have no room
+    mesh, rows = value.device_mesh, value.placements
+    return DTensor.from_local(numbers, mesh, rows, run_check=False, shape=value.shape, stride=value.stride())

@@ -175,6 +175,7 @@ class CheckpointStore:
                 )
         except CheckpointException as error:
             raise _told(error) or error from None
+        state.quantise(tensors)
         return description.meta
 
     def _commit(self, partial: Path, step: int) -> None:

@@ -103,7 +103,7 @@ class MemoryImages:
 
     def __init__(self, images: Mapping[str, Tensor]):
         self._images = images
-        self._in_order: list[Tensor] = []
+        self._in_order: list[Tensor | str] = []
 
     @classmethod
     def decode(cls, stored: Sequence[Stored], shards: Mapping[str, str], on_image: Callable[[int, int], None]) -> Self:
@@ -139,9 +139,10 @@ class MemoryImages:
         return key in self._images
 
     def of(self, manifest: Manifest) -> Self:
-        """The same, in the order of a manifest."""
+        """The same, in the order of a manifest, which has the bad ones too if it was made without looking at them."""
         ordered = type(self)(self._images)
-        ordered._in_order = [self._images[manifest.key(number)] for number in range(len(manifest))]
+        keys = [manifest.key(number) for number in range(len(manifest))]
+        ordered._in_order = [self._images.get(key, f"image {key} cannot be decoded") for key in keys]
         return ordered
 
     def __call__(self, numbers: Sequence[int]) -> list[Tensor | str]:

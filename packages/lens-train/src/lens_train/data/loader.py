@@ -7,6 +7,7 @@ nothing here has a state to save.
 from __future__ import annotations
 
 import math
+import signal
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -62,8 +63,10 @@ class PackLoader:
             num_workers=workers,
             prefetch_factor=ahead if workers else None,
             collate_fn=_as_it_is,
+            worker_init_fn=_deaf_to_signals,
         )
-        self._packs = iter(loader)
+        self._packs: Any = iter(loader)
+        self._workers = workers
         self.waited_s = 0.0
         """Seconds that `next` has taken so far."""
 
@@ -80,6 +83,11 @@ class PackLoader:
         )
         self.waited_s += time.perf_counter() - started
         return loaded
+
+    def close(self) -> None:
+        """End the workers. Python would end them by SIGTERM, which they ignore, and then wait for them for ever."""
+        if self._workers:
+            self._packs._shutdown_workers()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,3 +131,9 @@ class _Every(torch.utils.data.Sampler[int]):
 
 def _as_it_is(pack: Any) -> Any:
     return pack
+
+
+def _deaf_to_signals(worker: int) -> None:
+    """Torchrun, a scheduler and Ctrl-C signal the whole group: the rank saves first, and then ends its workers."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

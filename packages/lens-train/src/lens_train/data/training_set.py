@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from lens_core.errors import ConfigError, LensError
-from lens_core.storage.captions import read_captions
+from lens_core.storage.captions import read_texts
 from lens_core.storage.latents import read_latents
 from lens_core.storage.shards import ShardReader
 from lens_train.data.hold_out import held_out
@@ -94,9 +94,8 @@ def captions_by_key(artifact: Artifact, layers: list[str] | None) -> dict[str, l
         LensError: no image has a caption.
     """
     by_key: dict[str, list[str]] = {}
-    for row in read_captions(artifact, layers=layers):
-        if row.status == "ok":
-            by_key.setdefault(row.key, []).append(row.text)
+    for key, text in read_texts(artifact, layers=layers):
+        by_key.setdefault(key, []).append(text)
     if not by_key:
         raise LensError(f"{artifact.url}: no image has a caption to train on")
     return by_key

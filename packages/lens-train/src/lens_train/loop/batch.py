@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from lens_core.diffusion.ragged import offsets_of
-from lens_core.errors import LensError
 from lens_train.loop.metrics import resolution
 from lens_train.objective.flow import targets
 
@@ -44,6 +43,7 @@ class Batch:
         sides: each sample's resolution, as `resolution` names it.
         flops: of the denoiser, of a text encoder that is trained, and of the terms, forward and backward.
         goals: what the image tokens shall tell [N, F], by the name of the term that asks.
+        blank: it stands for samples that could not be read, and does not count.
     """
 
     x_NC: Tensor
@@ -57,6 +57,7 @@ class Batch:
     sides: list[int]
     flops: float
     goals: dict[str, Tensor] = field(default_factory=dict)
+    blank: bool = False
 
 
 def assemble(
@@ -72,17 +73,14 @@ def assemble(
     device: torch.device,
     stopwatch: Stopwatch,
 ) -> Batch:
-    """What a pack is computed on; all of it follows from the pack and the seed.
-
-    Raises:
-        LensError: not one of its samples could be read.
-    """
-    samples = loaded.samples
-    if not samples:
-        raise LensError(f"not one sample of pack {loaded.pack.index} can be read; the first: {loaded.bad[0]}")
+    """What a pack is computed on; all of it follows from the pack and the seed."""
+    samples, images = loaded.samples, loaded.images
+    if not samples:  # sharded weights want all ranks in every pass: a blank image keeps this one in step
+        samples = list(loaded.pack.samples[:1])
+        images = [torch.zeros(samples[0].height, samples[0].width, 3, dtype=torch.uint8)]
     with stopwatch.part("encode"):
-        tokens = clean_tokens(loaded.images, autoencoder, device)
-        goals = {term.name: torch.cat(_each(loaded.images, term.goals, device)) for term in terms}
+        tokens = clean_tokens(images, autoencoder, device)
+        goals = {term.name: torch.cat(_each(images, term.goals, device)) for term in terms}
     goal = targets(objective, tokens, [(sample.epoch, manifest.key(sample.number)) for sample in samples], seed)
     texts = ["" if sample.caption is None else manifest.caption_text(sample.caption) for sample in samples]
     ids = captions.ids(texts)
@@ -100,6 +98,7 @@ def assemble(
         sides=[resolution(sample.height, sample.width) for sample in samples],
         flops=flops(image_lengths, text_lengths) + sum(term.training_flops(sum(image_lengths)) for term in terms),
         goals=goals,
+        blank=not loaded.samples,
     )
 
 

@@ -180,6 +180,7 @@ class Trainer:
         speed = Speed(self, loader)
         seen: dict[str, float] | None = None
         with ExitStack() as closing:
+            closing.callback(loader.close)
             writers = self._writers(closing)
             profiler = closing.enter_context(Profiler(self.watch.profile, self.folder, self.world))
             while self._allowed(next_flops):
@@ -208,8 +209,13 @@ class Trainer:
             self.store.wait()
             if seen is None:
                 seen = self._look(last=True)
-            for watcher in self.watchers:
-                watcher.judge(seen)
+            try:
+                for watcher in self.watchers:
+                    watcher.judge(seen)
+            except LensError:
+                self._save()  # whoever asks less of the run need not train again
+                self.store.wait()
+                raise
 
     def loader(self) -> PackLoader:
         """This rank's packs, from the step that comes next."""
@@ -240,8 +246,9 @@ class Trainer:
             losses_G = named["loss"]
             for term in self._terms():
                 losses_G = losses_G + term.weight * named[f"loss_{term.name}"]
-            # Gradients are summed over ranks and packs: the whole step's weight makes them a mean.
-            ((losses_G * self._weights(batch)).sum() / weight).backward()
+            # Gradients are summed over ranks and packs: the whole step's weight, 0 if nothing could be read, makes them
+            # a mean.
+            ((losses_G * self._weights(batch)).sum() / max(weight, 1)).backward()
             losses.append({name: loss_G.detach() for name, loss_G in named.items()})
         parts = self.groups.gradient_norms() if logged else {}
         norm = clip_gradients(self.parameters, self.optimizer.clip).item()
@@ -327,31 +334,34 @@ class Trainer:
         return extra
 
     def _weights(self, batch: Batch) -> Tensor:
-        """How much each sample counts [G]."""
+        """How much each sample counts [G]: its image tokens, or one."""
         lengths_G = batch.image_offsets.diff().to(self.world.device, torch.float32)
+        if batch.blank:
+            return torch.zeros_like(lengths_G)
         return lengths_G if self.objective.weight == "tokens" else torch.ones_like(lengths_G)
 
     def _count(
         self, batches: Sequence[Batch], losses: Sequence[dict[str, Tensor]], weight: float, finite: bool
     ) -> tuple[dict[str, float], dict[str, float]]:
         """Add a step to the counters; returns the losses of all ranks, and the first by noise level and resolution."""
-        c = self.counters
+        c, names = self.counters, list(losses[0])
+        counted = [(batch, one) for batch, one in zip(batches, losses, strict=True) if not batch.blank]
         means = [
-            sum(float((one[name] * self._weights(b)).sum()) for one, b in zip(losses, batches, strict=True)) / weight
-            for name in losses[0]
+            sum(float((one[name] * self._weights(b)).sum()) for b, one in counted) / (weight or math.nan)
+            for name in names
         ]
         own = [
-            sum(b.flops for b in batches),
-            sum(len(b.grids) for b in batches),
-            sum(len(b.x_NC) for b in batches),
-            sum(int(b.text_offsets[-1]) for b in batches),
-            sum(b.flops + self._extra_flops(b) for b in batches),
-            sum(sum(self._room(b)) for b in batches),
+            sum(b.flops for b, _ in counted),
+            sum(len(b.grids) for b, _ in counted),
+            sum(len(b.x_NC) for b, _ in counted),
+            sum(int(b.text_offsets[-1]) for b, _ in counted),
+            sum(b.flops + self._extra_flops(b) for b, _ in counted),
+            sum(sum(self._room(b)) for b, _ in counted),
         ]
         table = self.losses.vector(
-            torch.cat([one["loss"] for one in losses]).tolist(),
-            torch.cat([b.timestep_G for b in batches]).tolist(),
-            [side for b in batches for side in b.sides],
+            [loss for _, one in counted for loss in one["loss"].tolist()],
+            [t for b, _ in counted for t in b.timestep_G.tolist()],
+            [side for b, _ in counted for side in b.sides],
         )
         flops, images, image_tokens, text_tokens, executed, padding, *rest = self._sum([*own, *means, *table])
         c.step += 1
@@ -369,7 +379,7 @@ class Trainer:
                 "lower the learning rate"
             )
         count = len(means)
-        return dict(zip(losses[0], rest[:count], strict=True)), self.losses.means(rest[count:])
+        return dict(zip(names, rest[:count], strict=True)), self.losses.means(rest[count:])
 
     def _pass_over(self, count: int, told: Sequence[str], progress: Progress | None) -> None:
         """Samples that could not be read, `told` being this rank's: say so, up to a limit."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch._functorch import config as compiler
 from torch.distributed.fsdp import (
     FSDPModule,
     MixedPrecisionPolicy,
@@ -75,6 +76,9 @@ def shard(module: nn.Module, world: World, settings: ParallelConfig) -> None:
         reduce_dtype=None if dtype == torch.float32 else torch.float32,
         cast_forward_inputs=False,
     )
+    # What an optimiser compiles takes sharded tensors. torch 2.13 keeps that on disk by their whole shape, and gives it
+    # to ranks that hold another number of rows, which fail: "expected size 5==4".
+    compiler.enable_autograd_cache = False
     # A block's result is a view of itself, and nobody changes it in place.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module", category=UserWarning)
     for part in [*blocks, module]:

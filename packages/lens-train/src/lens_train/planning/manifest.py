@@ -58,6 +58,10 @@ class Manifest:
         """Sample numbers in the order of their cost: by size, then by length of text."""
         self._texts = _mapped(folder / TEXTS, np.dtype("u1"), head)
 
+    def __reduce__(self) -> tuple[type[Manifest], tuple[Path]]:
+        """Another process opens it anew."""
+        return type(self), (self.folder,)
+
     def __len__(self) -> int:
         return len(self.samples)
 

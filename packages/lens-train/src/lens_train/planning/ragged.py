@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,6 +23,8 @@ from lens_train.planning.partition import partition
 from lens_train.planning.permutation import key_of, permute, subkeys
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
     from lens_train.planning.packs import Pack
@@ -66,7 +68,10 @@ class RaggedPlan:
                 count * (mean_tokens / tokens if tokens is not None else mean_flops / (flops or math.nan))
             )
         self._packs, self._windows = _shape(count, wanted)
-        self._window = lru_cache(maxsize=4)(self._plan_window)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Another process plans its windows itself."""
+        return {name: value for name, value in vars(self).items() if name != "_window"}
 
     @property
     def packs_per_epoch(self) -> int:
@@ -99,6 +104,11 @@ class RaggedPlan:
         samples, packs_PS = self._plan_window(window)
         tokens_K2 = np.stack([samples.image_tokens, samples.text_tokens], axis=1)
         return np.append(tokens_K2, [[0, 0]], axis=0)[packs_PS].sum(1)
+
+    @cached_property
+    def _window(self) -> Callable[[int], tuple[Samples, NDArray[np.int64]]]:
+        """`_plan_window`, which remembers the latest: packs of a window come one after another."""
+        return lru_cache(maxsize=4)(self._plan_window)
 
     def _plan_window(self, number: int) -> tuple[Samples, NDArray[np.int64]]:
         """The samples of a window of the endless sequence, and the places that each pack takes, padded with -1."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -19,6 +19,20 @@ from lens_train.planning.config import BatchConfig
 from lens_train.watch.config import WatchConfig
 
 __all__ = ["CheckpointConfig", "TrainStageConfig"]
+
+_FREE: Any = {
+    "device": True,
+    "threads": True,
+    "checkpoints": True,
+    "data": True,
+    "parallel": {"replicate", "shard", "timeout_s", "activation_checkpointing", "activation_budget"},
+    "watch": {
+        **dict.fromkeys(("log_every", "tensorboard", "wandb", "trackio", "profile"), True),
+        "validation": {"limit"},
+        "evaluate": {"at_least"},
+    },
+}
+"""What a run may change on its way and go on: where and how fast it trains, what it logs, when its end is refused."""
 
 
 class CheckpointConfig(Config):
@@ -68,3 +82,7 @@ class TrainStageConfig(StageConfig):
     threads: int | None = Field(None, gt=0, description="CPU threads; null takes what torch takes.")
     licence: str = Field("", description="What the weights may be used for; written into lens.json.")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Where to train.")
+
+    def keyed(self) -> dict[str, Any]:
+        """The settings that the model depends on, beyond rounding; with others, training begins anew."""
+        return self.model_dump(mode="json", exclude=_FREE)

@@ -10,7 +10,7 @@ import torch
 
 from lens_core.diffusion.device import pick_device
 from lens_core.errors import ConfigError
-from lens_core.storage import urls
+from lens_core.storage import artifacts, urls
 from lens_train.checkpoint.store import CheckpointStore
 from lens_train.checkpoint.writing import writing
 from lens_train.data.autoencoder_identity import identity
@@ -62,11 +62,11 @@ def run(config: TrainStageConfig, context: StageContext) -> dict[str, Any]:
         Stopped: the user asked for it; the state is saved.
     """
     trainer, parts = build_trainer(config, context)
+    parents = _parents(context, parts.start)
     trainer.run(context.progress)
     image_size = _usual_size(trainer.manifest)
     folder = context.output.local_dir("model")
     shutil.rmtree(folder)
-    parents = [{"name": made.name, "type": made.type, "hash": made.hash} for made in context.inputs]
     stats = _stats(trainer, parts.image_size or image_size)
     with trainer.store.beside(), writing(folder):
         with trainer.ema.swapped():
@@ -84,6 +84,14 @@ def run(config: TrainStageConfig, context: StageContext) -> dict[str, Any]:
             )
             _fill(folder, card, context)
     return stats
+
+
+def _parents(context: StageContext, start: str | None) -> list[dict[str, str]]:
+    """What the model is made from: the stage's inputs, and the model in `start` if Lens made it."""
+    made_from = list(context.inputs)
+    if start and start not in {made.url for made in made_from} and urls.exists(urls.join(start, artifacts.MANIFEST)):
+        made_from.append(artifacts.load_artifact(start))
+    return [{"name": made.name, "type": made.type, "hash": made.hash} for made in made_from]
 
 
 def _fill(folder: Path, card: str, context: StageContext) -> None:
@@ -225,14 +233,18 @@ def _usual_size(manifest: Manifest) -> tuple[int, int]:
 
 
 def _kept_folder(context: StageContext, world: World) -> Path:
-    """Where manifest and plan lie: beside the state, which goes once the stage is done; empty for a new beginning."""
+    """Where manifest and plan lie: beside the states, which go once the stage is done.
+
+    It is empty for a new beginning, and for settings that were left and are taken up again: others made theirs since.
+    """
     folder = context.state_dir.with_name(f"{context.name}.plan")
     if world.is_main:
-        begun = context.state_dir / "begun"
-        if not begun.exists():
+        begun, owner = context.state_dir / "begun", folder / "state"
+        if not begun.exists() or not owner.is_file() or owner.read_text(encoding="utf-8") != context.state_dir.name:
             shutil.rmtree(folder, ignore_errors=True)
             begun.touch()
-        folder.mkdir(exist_ok=True)
+            folder.mkdir()
+            owner.write_text(context.state_dir.name, encoding="utf-8")
     world.barrier("the plan's folder")
     return folder
 
