@@ -59,19 +59,43 @@ def test_the_findings_are_those_of_the_rows(stages, ablations):
     assert same(found, json.loads(FINDINGS.read_text()))
 
 
-def test_the_table_of_the_page_is_that_of_the_report():
-    """Whose cells it has, but a skill a row."""
-    rows = [line.strip("| ").split(" | ") for line in PAGE.read_text().splitlines() if line.startswith("| ")]
-    told = {row[0].split()[0]: [cell.replace("*", "") for cell in row[1:]] for row in rows if len(row) == 7}
-    report = (FINDINGS.parents[1] / "report.md").read_text().split("## captions: every skill")[1].split("## ")[0]
-    cells = {
-        tuple(row[0].split(", ")): row[1:]
-        for line in report.splitlines()
-        if len(row := line.strip("| ").split(" | ")) == 7
+SKILLS = ("single", "two", "count", "colour", "position", "relation", "whole")
+
+
+def rows_of(text, columns):
+    """The rows of all Markdown tables of so many columns."""
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    return [[cell.replace("*", "") for cell in row] for row in rows if len(row) == columns]
+
+
+def told_by_report(ablation):
+    """The report's cells of an ablation by arm and skill, with the difference to the baseline and its p value."""
+    report = (FINDINGS.parents[1] / "report.md").read_text()
+    rows = rows_of(report.split(f"## {ablation}: every skill")[1].split("## ")[0], 7)
+    return {
+        (*row[0].split(" (")[0].split(", ")[:1], row[0].split(", ")[-1]): [
+            cell.rstrip("‡").replace("&#60;", "<") for cell in row[1:4]
+        ]
+        for row in rows
     }
-    for skill in ("single", "two", "count", "colour", "position", "relation", "whole"):
-        own = [cells[arm, skill][0].rstrip("‡") for arm in ("alt-text", "brief", "mixed", "dense")]
-        assert told[skill] == [*own, cells["dense", skill][1], cells["dense", skill][2].replace("&#60;", "<")]
+
+
+def test_the_main_table_of_the_page_is_that_of_the_report():
+    """Whose cells it has, but a skill a row."""
+    told = {row[0].split()[0]: row[1:] for row in rows_of(PAGE.read_text(), 7)}
+    cells = told_by_report("captions")
+    for skill in SKILLS:
+        own = [cells[arm, skill][0] for arm in ("alt-text", "brief", "mixed", "dense")]
+        assert told[skill] == [*own, *cells["dense", skill][1:]]
+
+
+def test_the_table_of_more_and_less_compute_is_that_of_the_report():
+    told = {row[0].split()[0]: row[1:] for row in rows_of(PAGE.read_text(), 8)}
+    cells = told_by_report("compute")
+    for skill in SKILLS:
+        half, twice = ([cells[f"{kind}-{size}", skill] for kind in ("brief", "dense")] for size in ("half", "twice"))
+        means = [[kind[0].split(" (")[0] for kind in pair] for pair in (half, twice)]
+        assert told[skill] == [*means[0], half[1][1], *means[1], *twice[1][1:]]
 
 
 def test_every_cell_cost_what_it_was_given(ablations):
