@@ -20,6 +20,7 @@ from caption.browser import Browser
 from lens_core.errors import ArtifactError, ConfigError
 from lens_train.ablation.figures.look import compact, from_zero, new_figure
 from lens_train.ablation.figures.pictures import pictures_figure
+from lens_train.ablation.figures.scale import axis_figure
 from lens_train.ablation.findings import Axis, Findings, Noise
 from lens_train.ablation.measurements import Picture, find_arm, load_ablation
 from lens_train.ablation.page import Section, Table, markdown_page
@@ -241,6 +242,24 @@ def test_shares_are_not_drawn_below_zero():
     from_zero(axes)
     low, high = axes.get_ylim()
     assert low == 0 < high
+
+
+def test_panels_of_an_axis_show_all_of_both(monkeypatch):
+    """They share their axis, and the second may lie lower than the first."""
+    shown = []
+    monkeypatch.setattr("lens_train.ablation.figures.scale.png", lambda figure: shown.extend(figure.axes))
+    kinds = {kind: {"name": kind, "arms": ["a", "b", "c"]} for kind in ("long", "short")}
+    config = AxisConfig(label="size", metric="parameters", **kinds)
+    axes = []
+    for lowest in (0.6, 0.02):
+        points = [Point(x=10.0**n, values=(lowest + 0.1 * n, lowest + 0.1 * n + 0.02)) for n in range(3)]
+        axes.append(
+            Axis(config=config, skill="two", long=points, short=points, factor=equivalent_scale(points, points))
+        )
+    axis_figure(axes, {"long": "red", "short": "blue"})
+    low, high = shown[1].get_ylim()
+    assert low == pytest.approx(0, abs=2)
+    assert high > 80
 
 
 def test_arms_that_were_given_more_and_less_are_not_called_equal(publish, report):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from lens_train.ablation.figures.look import INK, LINE, SOFT, cut, new_figure, plain, png, style, subtitle
+from lens_train.ablation.figures.look import INK, LINE, SOFT, cut, from_zero, new_figure, plain, png, style, subtitle
 from lens_train.ablation.figures.scale import draw_axis
 from lens_train.ablation.figures.training import draw_scores
 from lens_train.ablation.measurements import OWN
@@ -56,6 +56,7 @@ def overview_figure(
         _draw_arms(panels[0], made, arms, colours, skills)
         if axis is not None:
             draw_axis(panels[1], axis, colours, title=f"{cut(skill_words(axis.skill))} drawn right, %")
+            from_zero(panels[1])
         elif has_curve:
             draw_scores(panels[1], made.ablation, arms, colours, last)
         figure.supxlabel(told, x=0.012, ha="left", fontsize=8, color=SOFT)

@@ -45,7 +45,7 @@ def axis_figure(axes_found: Sequence[Axis], colours: Mapping[str, str]) -> bytes
         panels = figure.subplots(1, len(axes_found), squeeze=False, sharey=True)[0]
         for axes, axis in zip(panels, axes_found, strict=True):
             draw_axis(axes, axis, colours, title=cut(skill_words(axis.skill)))
-        panels[0].set_ylabel("prompts drawn right, %")
+        _finish(panels)
         return png(figure)
 
 
@@ -61,7 +61,7 @@ def noise_figure(noises: Sequence[Noise], colours: Mapping[str, str]) -> bytes:
         panels = figure.subplots(1, len(noises), squeeze=False, sharey=True)[0]
         for axes, noise in zip(panels, noises, strict=True):
             _draw_noise(axes, noise, colours)
-        panels[0].set_ylabel("prompts drawn right, %")
+        _finish(panels)
         return png(figure)
 
 
@@ -88,7 +88,6 @@ def draw_axis(axes: Axes, axis: Axis, colours: Mapping[str, str], *, title: str)
     axes.set_xlabel(cut(axis.config.label, 40))
     axes.set_title(title)
     plain(axes)
-    from_zero(axes)
     subtitle(axes, f"{cut(long)}: {in_short(told_factor(axis.factor))}")
     name_ends(axes, {name: (curve.x[-1], 100 * curve.y[-1]) for name, curve in curves.items()}, colours)
 
@@ -110,7 +109,6 @@ def _draw_noise(axes: Axes, noise: Noise, colours: Mapping[str, str]) -> None:
     axes.set_xlabel(f"{cut(noise.config.label, 40)}, %")
     axes.set_title(cut(skill_words(noise.skill)))
     plain(axes)
-    from_zero(axes)
     subtitle(axes, in_short(told_break_even(noise.cancelled)))
     name_ends(axes, {clean: (last, 100 * curve.y[-1]), rival: (last, level)}, colours)
 
@@ -124,6 +122,11 @@ def _draw_band(axes: Axes, curve: Band, points: Sequence[Point], colour: str, *,
     for point in points:
         seeds = [100 * value for value in point.values]
         axes.plot([scale * point.x] * len(seeds), seeds, "o", color=colour, ms=3, alpha=0.6)
+
+
+def _finish(panels: Sequence[Axes]) -> None:
+    from_zero(panels[0])  # once all are drawn: it ends the fitting of the axis that they share
+    panels[0].set_ylabel("prompts drawn right, %")
 
 
 def _apart(places: Sequence[float]) -> list[float]:
