@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pyarrow as pa
@@ -72,12 +73,11 @@ def told_by_report(ablation):
     """The report's cells of an ablation by arm and skill, with the difference to the baseline and its p value."""
     report = (FINDINGS.parents[1] / "report.md").read_text()
     rows = rows_of(report.split(f"## {ablation}: every skill")[1].split("## ")[0], 7)
-    return {
-        (*row[0].split(" (")[0].split(", ")[:1], row[0].split(", ")[-1]): [
-            cell.rstrip("‡").replace("&#60;", "<") for cell in row[1:4]
-        ]
-        for row in rows
-    }
+    told = {}
+    for name, *cells in rows:  # "dense, single", or "dense-half (against brief-half), single"
+        arm, skill = re.match(r"([\w-]+).*, (\w+)$", name).groups()
+        told[arm, skill] = [cell.rstrip("‡").replace("&#60;", "<") for cell in cells[:3]]
+    return told
 
 
 def test_the_main_table_of_the_page_is_that_of_the_report():
