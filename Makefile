@@ -35,17 +35,24 @@ docs: .stamps/dev ## Build the site; fails when a generated page is stale.
 	$(BIN)/python tools/generate_reference.py --check
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-bench: .stamps/dev ## The benchmarks; each prints ratios and writes JSON to runs/benchmarks.
+bench: .stamps/dev ## The benchmarks of a CPU; each prints ratios and writes JSON to runs/benchmarks.
 	$(BIN)/python benchmarks/train_step.py --out runs/benchmarks/train_step.json
+	$(BIN)/python benchmarks/train_padded.py --threads 1 --out runs/benchmarks/train_padded-256.json
+	$(BIN)/python benchmarks/train_padded.py --mix 27-buckets --samples 54 --threads 1 \
+	  --out runs/benchmarks/train_padded-27-buckets.json
+	$(BIN)/python benchmarks/packing.py --out runs/benchmarks/packing.json
+	$(BIN)/python benchmarks/stage_start.py --out runs/benchmarks/stage_start.json
+	$(BIN)/python benchmarks/data_path.py --sizes 64:64 512:256 --latents 256 1024 --out runs/benchmarks/data_path.json
 	$(BIN)/python benchmarks/inference.py --out runs/benchmarks/inference-nano.json
 	$(BIN)/python benchmarks/inference.py --preset 100m --repeats 3 --out runs/benchmarks/inference-100m.json
-	$(BIN)/python benchmarks/load_memory.py
-	$(BIN)/python benchmarks/quantize.py
+	$(BIN)/python benchmarks/load_memory.py --out runs/benchmarks/load_memory.json
+	$(BIN)/python benchmarks/quantize.py --out runs/benchmarks/quantize.json
+	$(BIN)/python benchmarks/filters.py --out runs/benchmarks/filters.json
 	$(BIN)/python benchmarks/caption.py --images 2000 --out runs/benchmarks/caption.json
-	$(BIN)/python benchmarks/png.py
-	$(BIN)/python benchmarks/serve_policies.py
-	$(BIN)/python benchmarks/serve_tiers.py
-	$(BIN)/python benchmarks/serve.py policies --minutes 3
+	$(BIN)/python benchmarks/png.py --out runs/benchmarks/png.json
+	$(BIN)/python benchmarks/serve_policies.py --out runs/benchmarks/serve_policies.json
+	$(BIN)/python benchmarks/serve_tiers.py --out runs/benchmarks/serve_tiers.json
+	$(BIN)/python benchmarks/serve.py policies --minutes 3 --out runs/benchmarks/serve-load.json
 
 all: lint types docs test ## What CI runs.
 

@@ -24,7 +24,7 @@ import time
 from datetime import date
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import torch
@@ -198,8 +198,8 @@ class _Local:
     def __init__(self, folder: Path):
         self._folder = folder
 
-    def read_bytes(self, name: str) -> bytes:
-        return (self._folder / name).read_bytes()
+    def open(self, name: str) -> BinaryIO:
+        return (self._folder / name).open("rb")
 
 
 def measure(bench: Bench, workers: int, rounds: int) -> dict[str, Any]:

@@ -43,6 +43,8 @@ from lens_train.planning.samples import SampleSource
 from lens_train.planning.sizes import size_table
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from lens_train.planning.packs import Pack, Plan
 
 STRIDE = 16
@@ -165,17 +167,23 @@ def _filled_up(plan: Plan, pack: Pack) -> tuple[int, float]:
 
 
 def price(folder: Path, count: int, seeks: int) -> dict[str, float]:
-    """Write and rank a manifest of random samples, then plan here and there in it, each in a process of its own."""
+    """Write and rank a manifest of random samples, then plan here and there in it."""
+    result = {"samples": float(count)} | apart([_build, _seek], folder, count, seeks)
+    shutil.rmtree(folder)
+    return result
+
+
+def apart(tasks: Sequence[Any], *arguments: Any) -> dict[str, float]:
+    """What tasks find, each in a process of its own, and the anonymous memory that it takes for it."""
     context = multiprocessing.get_context("spawn")
-    result: dict[str, float] = {"samples": count}
-    for task in (_build, _seek):
+    result: dict[str, float] = {}
+    for task in tasks:
         ours, theirs = context.Pipe(duplex=False)
-        process = context.Process(target=_watched, args=(task, theirs, folder, count, seeks))
+        process = context.Process(target=_watched, args=(task, theirs, *arguments))
         process.start()
         theirs.close()
         result |= ours.recv()
         process.join()
-    shutil.rmtree(folder)
     return result
 
 
@@ -190,9 +198,11 @@ def _watched(task: Any, pipe: Any, *arguments: Any) -> None:
     watcher = threading.Thread(target=watch)
     watcher.start()
     before, name = most[0], task.__name__.strip("_")
-    result = task(*arguments)
-    done.set()
-    watcher.join()
+    try:
+        result = task(*arguments)
+    finally:
+        done.set()
+        watcher.join()
     pipe.send(result | {f"{name}: anonymous MB": most[0], f"{name}: of it Python and imports": before})
 
 

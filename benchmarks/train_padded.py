@@ -7,6 +7,8 @@ of the diffusers examples, written here: one bucket per batch, captions padded t
     python benchmarks/train_padded.py --mix 256 --samples 240 --threads 1
     python benchmarks/train_padded.py --mix 27-buckets --samples 54 --threads 1 --out runs/benchmarks/train_padded.json
 
+Two minutes and six. docs/reports/train-padded.md has what they found.
+
 Each round is one epoch of either side. Prints images per second, and their ratio beside the one that FLOPs alone
 predict. Times are medians; where others disturb, look at the fastest rounds.
 

@@ -248,7 +248,11 @@ def _command(path: str, command: Any, level: int = 2) -> list[str]:
         if parameter.name in {"help", "install_completion", "show_completion"}:
             continue
         is_option = parameter.param_type_name == "option"
-        names = ", ".join(parameter.opts) if is_option else (parameter.metavar or parameter.name).upper()
+        names = (
+            ", ".join([*parameter.opts, *parameter.secondary_opts])
+            if is_option
+            else (parameter.metavar or parameter.name).upper()
+        )
         rows.append(f"| `{names}` | {_cell(getattr(parameter, 'help', '') or '')} | {_shown(parameter)} |")
     if len(rows) > 2:
         parts.append("\n".join(rows))
@@ -264,7 +268,9 @@ def _usage(command: Any, path: str) -> str:
 def _shown(parameter: Any) -> str:
     if parameter.required:
         return "required"
-    return f"`{parameter.default}`" if isinstance(parameter.default, str | int | float) and parameter.default else ""
+    default = parameter.default
+    told = isinstance(default, str | int | float) and default != "" and default is not False  # a flag is off by default
+    return f"`{default}`" if told else ""
 
 
 def _ours(registry: Registry, kind: str) -> Iterator[Any]:

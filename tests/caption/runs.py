@@ -57,12 +57,13 @@ class Run:
         ]
         (self.folder / "pipeline.yaml").write_text(yaml.safe_dump({"run": "run", "stages": stages}))
 
-    def start(self, server, captioner=None, **options):
-        """`lens run`; settings of captioner and engine may change between runs."""
+    def start(self, server, captioner=None, *, file_bytes=None, **options):
+        """`lens run`, whose settings may change between runs; files may grow to `file_bytes`."""
         self.write(server, captioner, **options)
+        limited = ["prlimit", f"--fsize={file_bytes}"] if file_bytes else []
         with (self.folder / "said.txt").open("w") as said:
             return subprocess.Popen(
-                [Path(sys.executable).with_name("lens"), "run", "pipeline.yaml"],
+                [*limited, Path(sys.executable).with_name("lens"), "run", "pipeline.yaml"],
                 cwd=self.folder,
                 env={**os.environ, "OMP_NUM_THREADS": "1"},
                 stderr=said,

@@ -183,7 +183,7 @@ def test_one_image_alone_swaps_with_nobody(arms):
 
 def test_what_has_no_caption_gets_none_and_is_listed(arms):
     arms.images(4)
-    failed = {"text": "", "status": "refusal", "detail": "it would not"}
+    failed = {"text": "", "status": "refusal", "detail": "it would not", "provenance": {"review": "reject", "usd": 1}}
     dense = arms.world.captions("dense", ["A dog is red.", failed, None, "Red."])
     stats, rows, told = arms.run(dense, changes=[{"type": "remove", "classes": ["colour"]}], swapped=0)
     keys = arms.world.keys
@@ -192,6 +192,7 @@ def test_what_has_no_caption_gets_none_and_is_listed(arms):
         (keys[1], "", "refusal"),
         (keys[3], "", "empty"),
     ]
+    assert rows[1].provenance == {"made_from": "dense/dense", "review": "reject"}
     failures = rows_of(arms.folder / "arm-1" / "failures.jsonl")
     assert [(line["name"], line["status"], line["layer"]) for line in failures] == [
         ("001.png", "refusal", "arm"),
@@ -207,9 +208,10 @@ def test_nothing_left_is_an_error(arms):
         arms.run(arms.world.captions("dense", ["Red."]), changes=[{"type": "remove", "classes": ["colour"]}])
 
 
-def test_measures_by_hand(arms):
-    """Words, attributes and their shares, of captions that can be counted; photos have no bits."""
-    arms.images(2)
+@pytest.mark.parametrize("scene", [None, "a street", {"background": "grey", "objects": [{"colour": "mauve"}]}])
+def test_measures_by_hand(arms, scene):
+    """Of captions that can be counted; photos have no bits, whatever somebody calls their scene."""
+    arms.images(2, metadata={"scene": scene})
     told = arms.run(arms.world.captions("dense", ["Two red dogs behind a small red car.", "A house."]))[2]
     arm = told["layers"]["arm"]
     assert (told["format_version"], arm["captions"], "scene" in arm) == (1, 2, False)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import sqlite3
+import sys
 from collections import Counter
 from decimal import Decimal
 
@@ -76,19 +78,20 @@ def test_an_unknown_queue_limit_is_found_out(run):
     run.assert_captions_are_right()
 
 
-@pytest.mark.parametrize("fault", ["expired", "partly-failed", "all-failed", "empty-file-ids"])
+@pytest.mark.parametrize("fault", ["expired", "partly-failed", "all-failed", "empty-file-ids", "output-late"])
 def test_what_a_batch_left_over_goes_into_the_next(run, fault):
     # A batch expires after a day of the server's clock.
     with FakeServer(batches=QUICK, faults=Faults(batch_script=[fault]), clock=100_000.0) as server:
         code, said = go(run, server)
         assert code == 0, said
-        assert len(server.batches.all()) == (1 if fault == "empty-file-ids" else 2)
+        assert len(server.batches.all()) == (1 if fault in {"empty-file-ids", "output-late"} else 2)
         assert server.ledger.billed_again() == 0
     run.assert_captions_are_right()
 
 
-def test_results_that_are_gone_count_as_spent_and_are_not_bought_again_unasked(run):
-    with FakeServer(batches=QUICK, faults=Faults(batch_script=["output-expired"])) as server:
+@pytest.mark.parametrize("fault", ["output-expired", "output-missing"])
+def test_results_that_are_gone_count_as_spent_and_are_not_bought_again_unasked(run, fault):
+    with FakeServer(batches=QUICK, faults=Faults(batch_script=[fault])) as server:
         code, said = go(run, server, engine={"budget": {"images": 24}})
         assert code == 2, said
         assert "the results of batch" in said[-1]
@@ -109,12 +112,35 @@ def test_an_invalid_batch_stops_with_the_reason(run):
         assert len(server.batches.all()) == 1
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="prlimit is Linux's")
+def test_a_disk_that_is_full_while_a_batch_is_filled(tmp_path):
+    run = Run(tmp_path, 24, size=(1024, 1024))
+    with FakeServer(batches=QUICK, faults=Faults(batch_script=["invalid"])) as server:
+        assert go(run, server, {"max_side": 1024})[0] == 2  # after the images were taken in
+        code, said = go(run, server, {"max_side": 1024}, engine={"file_bytes": 400_000})
+        assert code == 2
+        assert re.fullmatch(r"lens: run/\.state/words\S+\.jsonl cannot be written: File too large", said[-1]), said
+        assert go(run, server, {"max_side": 1024})[0] == 0
+        assert server.ledger.billed_again() == 0
+    run.assert_captions_are_right()
+
+
 @pytest.mark.parametrize(
     "script", [["drop-after"] * 2, ["ok", "drop-after"], ["500", "html", "429", "drop"], ["ok", "503"]]
 )
 def test_lost_answers_about_batches_make_no_second_batch(run, script):
     with FakeServer(batches=QUICK, faults=Faults(control_script=script)) as server:
         code, said = go(run, server)
+        assert code == 0, said
+        assert len(server.batches.all()) == 1
+        assert server.ledger.billed_again() == 0
+    run.assert_captions_are_right()
+
+
+def test_a_batch_that_is_made_after_its_gateway_timed_out_is_waited_for(run):
+    slow = BatchSettings(process_s=2)  # so that a second one would be at work when the first is made at last
+    with FakeServer(batches=slow, faults=Faults(control_script=["ok", "504-late"])) as server:
+        code, said = go(run, server, {"max_wait_s": 1})
         assert code == 0, said
         assert len(server.batches.all()) == 1
         assert server.ledger.billed_again() == 0
@@ -175,6 +201,7 @@ def test_a_stop_leaves_batches_at_work_and_the_next_run_takes_them_up(run):
         code, said = run.run(server, lane="sync", batch={"poll_s": 0.05})
         assert code == 0, said
         assert server.requests == 0
+        assert Decimal(run.stats()["usd"]) == server.ledger.total_cost()  # at the price of batches
     run.assert_captions_are_right()
 
 
@@ -285,15 +312,16 @@ def test_an_answer_counts_for_more_than_an_error(tmp_path, order):
     assert read_results(tmp_path / "results").answers == {"a": answer}
 
 
-def test_a_page_in_place_of_results_buys_nothing_again(run):
-    """A proxy's HTML with status 200, instead of the result file: it is asked for again."""
+@pytest.mark.parametrize("fault", ["html", "404"])
+def test_a_page_in_place_of_results_buys_nothing_again(run, fault):
+    """A proxy's page instead of the batch or its result file: it is asked for again."""
     with FakeServer(batches=QUICK, clock="manual") as server:
         process = run.start(server, lane="batch", batch={"poll_s": 0.05})
         assert wait_for(lambda: len(server.batches.all()) == 1, process)
-        server.faults._scripts["control"].extend(["ok", "html"] * 3)
+        server.faults._scripts["control"].extend([fault, *["ok", fault] * 3])
         server.clock.advance(3600)
         assert process.wait(60) == 0, (run.folder / "said.txt").read_text()
-        assert server.faults.met["control:html"] == 3
+        assert server.faults.met[f"control:{fault}"] == 4
         assert len(server.batches.all()) == 1
         assert server.ledger.billed_again() == 0
     run.assert_captions_are_right()

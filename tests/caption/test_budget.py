@@ -31,8 +31,12 @@ def test_a_budget_that_bounds_nothing_is_refused(data):
 
 
 def test_cost_is_exact():
-    assert budget().cost(Usage(input_tokens=1000, output_tokens=100)) == Amount(Decimal("0.0028"), 1100, 1)
-    assert budget("batch").cost(Usage(input_tokens=1000, output_tokens=100)).usd == Decimal("0.0014")
+    usage = Usage(input_tokens=1000, output_tokens=100)
+    assert budget().cost(usage, "standard") == Amount(Decimal("0.0028"), 1100, 1)
+    assert budget("batch").cost(usage, "batch").usd == Decimal("0.0014")
+    # Whatever the lane is now, a batch costs what batches cost; nobody knows what flex would.
+    assert budget().cost(usage, "batch").usd == budget("flex").cost(usage, "batch").usd == Decimal("0.0014")
+    assert budget().cost(usage, "flex").usd is None
 
 
 def test_worst_case_covers_the_estimate_and_grows_with_what_was_seen():
@@ -47,11 +51,12 @@ def test_worst_case_covers_the_estimate_and_grows_with_what_was_seen():
 def test_flex_is_set_aside_as_standard_and_settled_as_it_was_served():
     one = Budget(BudgetSettings(usd=1), load_profile("gpt-6-luna", base_url=None, folder=None), "flex")
     million = {"input_tokens": 10**6, "output_tokens": 10**6}
-    assert one.cost(Usage(**million, tier="default")).usd == Decimal("0.60")
-    assert one.cost(Usage(**million, tier="flex")).usd == one.cost(Usage(**million)).usd == Decimal("0.30")
+    assert one.cost(Usage(**million, tier="default"), "flex").usd == Decimal("0.60")
+    for tier in ("flex", ""):  # "" where the answer names none
+        assert one.cost(Usage(**million, tier=tier), "flex").usd == Decimal("0.30")
     assert one.worst(10**6, 10**6).usd == Decimal("0.605")
     # Batches name no tier of their own.
-    assert budget("batch").cost(Usage(**million, tier="default")).usd == 5
+    assert budget("batch").cost(Usage(**million, tier="default"), "batch").usd == 5
 
 
 def test_an_unknown_price_is_refused_where_dollars_are_bounded():
@@ -106,7 +111,8 @@ def test_reservations_never_let_the_bill_pass_the_bound(requests):
         worst = one.worst(estimated, most)
         if one.fits(worst):
             one.reserve(worst)
-            open_.append((worst, one.cost(Usage(input_tokens=estimated, output_tokens=int(most * share)))))
+            usage = Usage(input_tokens=estimated, output_tokens=int(most * share))
+            open_.append((worst, one.cost(usage, "standard")))
         if len(open_) > 3:
             one.settle(*open_.pop(0))
     for reserved, cost in open_:

@@ -26,6 +26,7 @@ from lens_caption.report.page import _chart, _dollars, _share
 from lens_caption.report.samples import Best, Sample, draw, repeated_share
 from lens_caption.report.stage import report_on
 from lens_caption.report.summary import ShardIndex, _lengths
+from lens_caption.testing.openai_server import OpenAIServer
 from lens_core.config.pipeline import load_pipeline
 from lens_core.errors import ArtifactError, ConfigError, LensError
 from lens_core.pipeline.progress import Progress
@@ -396,10 +397,29 @@ def test_the_stage_puts_its_page_at_the_top_of_the_run(tmp_path, lens_registry):
     assert "<title>Scenes</title>" in (tmp_path / "run" / "captions.html").read_text()
 
 
+def test_what_a_request_for_several_layers_cost_is_told_once(tmp_path, lens_registry):
+    with OpenAIServer() as server:
+        asks = {"type": "openai", "model": "gpt-4.1", "base_url": server.url, "prompt": "layered-1"}
+        stages = [
+            {"name": "images", "type": "ingest", "source": {"type": "scenes", "count": 2}},
+            {"name": "words", "type": "caption", "source": "images", "captioner": asks},
+            {"name": "look", "type": "caption-report", "source": "words"},
+        ]
+        file = tmp_path / "p.yaml"
+        file.write_text(yaml.safe_dump({"run": str(tmp_path / "run"), "stages": stages}))
+        pipeline = load_pipeline(str(file), lens_registry)
+        made = run_pipeline(pipeline, lens_registry, progress=Progress(stream=io.StringIO()))
+        billed = sum(entry.input_tokens for entry in server.ledger)
+    layers = made["look"].read_json("captions.json")["layers"]
+    assert {name: layer["input_tokens"] for name, layer in layers.items()} == {"brief": billed, "short": 0, "dense": 0}
+    page = (tmp_path / "run" / "captions.html").read_text()
+    assert "its cost and its tokens stand in the first of them; in the others they are zero" in page
+
+
 def test_the_command_writes_page_and_numbers(world, lens, tmp_path):
     world.images([{"data": picture(number), "name": f"{number}"} for number in range(3)])
     world.captions("dense", ["a cat", "a dog", {"text": "", "status": "refusal"}])
-    done = lens("caption", "report", "dense", "--out", "out/page.html", "--title", "T")
+    done = lens("caption", "report", "dense", "--output", "out/page.html", "--title", "T")
     assert done.returncode == 0, done.stderr
     assert "dense: 2 of 3 images have a caption" in done.stdout
     assert json.loads((tmp_path / "out" / "page.json").read_text())["layers"]["dense"]["ok"] == 2

@@ -6,12 +6,14 @@ import asyncio
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
 from lens_caption.engine.client import Client, NotSentError
 from lens_caption.engine.request import Endpoint
-from lens_core.errors import LensError
+from lens_caption.testing.openai_server import FakeServer
+from lens_core.errors import LensError, StorageError
 
 KEYS = {"Authorization": "Bearer sk-secret", "api-key": "sk-secret"}
 BOB = "Basic Ym9iOmh1bnQvZXIy"  # bob:hunt/er2
@@ -95,3 +97,15 @@ def test_what_is_no_address_of_a_proxy_is_one_line_without_it(monkeypatch, value
     with pytest.raises(LensError) as refusal:
         post("https://api.example.com/v1")
     assert str(refusal.value) == "https_proxy is set, but to no address such as http://user:password@host:3128"
+
+
+def test_a_full_disk_is_not_the_servers_fault(tmp_path):
+    (tmp_path / "in.jsonl").write_text("{}\n")
+
+    async def ask(server):
+        async with Client(Endpoint(url=server.url, model="m")) as client:
+            made = await client.upload("/files", tmp_path / "in.jsonl", {"purpose": "batch"})
+            await client.download(f"/files/{made.json['id']}/content", Path("/dev/full"))
+
+    with FakeServer() as server, pytest.raises(StorageError, match="/dev/full cannot be written: No space left"):
+        asyncio.run(ask(server))

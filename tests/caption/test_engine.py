@@ -26,11 +26,13 @@ from lens_caption.captioners.openai.config import OpenAIConfig
 from lens_caption.captioners.openai.outcomes import outcome_of
 from lens_caption.captioners.openai.picture import sent_jpeg
 from lens_caption.captioners.openai.requests import build_request
+from lens_caption.engine.book import Heard
 from lens_caption.engine.journal import Journal
 from lens_caption.engine.run import caption_all
 from lens_caption.engine.settings import EngineSettings
 from lens_caption.prompts import load_recipe
-from lens_caption.testing.openai_server import Faults, Limits, OpenAIServer, caption_of
+from lens_caption.testing.openai_server import BatchSettings, Faults, Limits, OpenAIServer, caption_of
+from lens_caption.testing.openai_server.faults import BILLED_AND_LOST
 from lens_core.contracts import CaptionOutcome, ImageItem
 from lens_core.errors import ConfigError, LensError, Stopped, StorageError
 from lens_core.images import decode
@@ -40,6 +42,7 @@ from lens_core.storage.artifacts import OutputFolder
 from states import state_of
 
 IN_FLIGHT = 2
+QUICK = BatchSettings(validate_s=0.05, process_s=0.1, finalize_s=0.05)
 PIPELINE = """\
 run: run
 stages:
@@ -399,15 +402,16 @@ def engine(tmp_path, lens_registry):
         progress=progress,
     )
 
-    def run(server, items, *, fetch=None, **options):
+    def run(server, items, *, fetch=None, heard=None, journal="journal.sqlite", **options):
         settings = EngineSettings.model_validate({k: v for k, v in options.items() if k in EngineSettings.model_fields})
         captioner = {k: v for k, v in options.items() if k not in EngineSettings.model_fields}
         fixed = {"model": "m", "base_url": server.url, "concurrency": 1, "max_attempts": 1, "max_wait_s": 0}
         built = OpenAICaptioner(OpenAIConfig.model_validate({**fixed, **captioner}))
-        journal = Journal(context.state_dir / "journal.sqlite")
+        journal = Journal(context.state_dir / journal)
         by_key = {item.key: item for item in items}
         try:
-            caption_all(list(by_key), fetch or by_key.__getitem__, built, journal, context, settings=settings)
+            fetch = fetch or by_key.__getitem__
+            caption_all(list(by_key), fetch, built, journal, context, settings=settings, heard=heard)
             return journal.read()
         finally:
             built.close()
@@ -495,6 +499,60 @@ def test_a_run_that_gets_no_answer_publishes_nothing_however_many_earlier_ones_g
     assert Counter(item.status for item in outcomes.values()) == {"ok": 19, "transport": 1}
 
 
+@pytest.mark.parametrize(("lane", "count", "bought"), [("sync", 120, 32), ("batch", 40, 40)])
+def test_answers_without_a_caption_are_not_bought_for_ever(engine, lane, count, bought):
+    """Each is billed; when all of the first have no caption, so would all the others."""
+    images, batch = items(count), {"poll_s": 0.05}
+    with OpenAIServer(faults=Faults(rate=1, kinds=["empty"]), batches=QUICK) as server:
+        with pytest.raises(
+            LensError,
+            match=rf"answered about {bought} images and gave no caption: empty: all of max_output_tokens .*; "
+            rf"{bought} outcomes are kept",
+        ):
+            engine(server, images, lane=lane, batch=batch)
+        assert len(server.ledger) == bought
+        server.faults.set_rate(0)
+        outcomes = engine(server, [*images, *items(140)[120:]], lane=lane, batch=batch)
+        assert server.ledger.billed_again() == 0
+    assert Counter(item.status for item in outcomes.values()) == {"empty": bought, "ok": count + 20 - bought}
+
+
+def test_many_refusals_in_a_row_stop_nobody_who_had_captions_before(engine):
+    images = items(60)
+    with OpenAIServer() as server:
+        engine(server, images[:2])
+        server.faults.extend(["refusal"] * 40)
+        outcomes = engine(server, images)
+    assert Counter(item.status for item in outcomes.values()) == {"ok": 20, "refusal": 40}
+
+
+def test_a_part_is_judged_beside_those_before_it(engine):
+    """A part of which every image is refused is nothing new to an endpoint that answered; several of them are."""
+    images, heard = items(80), Heard()
+
+    def part(server, number):
+        return engine(server, images[10 * number :][:10], heard=heard, journal=f"{number}.sqlite").values()
+
+    with OpenAIServer(faults=Faults(kinds=["400"])) as server:
+        for number in range(4):
+            assert {item.status for item in part(server, number)} == {"ok"}
+        server.faults.set_rate(1)
+        for number in (4, 5, 6):
+            assert {item.status for item in part(server, number)} == {"bad-image"}
+        with pytest.raises(LensError, match="answered none of the last 32 images: HTTP 400"):
+            part(server, 7)
+
+
+def test_parts_without_a_caption_count_together(engine):
+    images, heard = items(40), Heard()
+    with OpenAIServer(faults=Faults(rate=1, kinds=["empty"])) as server:
+        for number in range(3):
+            engine(server, images[10 * number :][:10], heard=heard, journal=f"{number}.sqlite")
+        with pytest.raises(LensError, match="answered about 32 images and gave no caption"):
+            engine(server, images[30:], heard=heard, journal="3.sqlite")
+        assert len(server.ledger) == 32
+
+
 def test_images_that_are_known_are_not_even_read(engine):
     images = items(5)
     with OpenAIServer() as server:
@@ -522,6 +580,32 @@ def test_a_stop_finishes_what_is_in_flight(engine):
         assert len(server.ledger) == 30
 
 
+def test_a_stop_while_a_batch_is_filled_makes_none(engine):
+    images = items(30)
+    by_key, batch = {item.key: item for item in images}, {"poll_s": 0.05}
+    with OpenAIServer(batches=QUICK) as server:
+
+        def fetch(key):
+            engine.progress.stop_asked = engine.progress.stop_asked or key == images[20].key
+            return by_key[key]
+
+        with pytest.raises(Stopped, match="stopped after 0 captions; the same command"):
+            engine(server, images, fetch=fetch, lane="batch", batch=batch)
+        assert (server.batches.all(), server.files.all("batch")) == ([], [])
+        engine.progress.stop_asked = False
+        engine(server, images, lane="batch", batch=batch)
+        (made,) = server.batches.all()
+    assert made["request_counts"]["total"] == 30
+
+
+def test_a_batch_is_made_when_the_server_says(engine):
+    with OpenAIServer(batches=QUICK, faults=Faults(control_script=["ok", "429-retry-after"])) as server:
+        started = time.monotonic()
+        engine(server, items(3), lane="batch", batch={"poll_s": 0.05}, max_attempts=2)
+        assert time.monotonic() - started >= 1
+        assert server.faults.met["control:429-retry-after"] == 1
+
+
 def test_nothing_to_do(engine):
     with OpenAIServer() as server:
         assert engine(server, []) == {}
@@ -537,6 +621,15 @@ def test_the_first_request_goes_alone_and_tells_the_limits(engine):
         outcomes = engine(server, items(60), concurrency=32)
         assert server.requests == 60  # none was refused and asked again
     assert {item.status for item in outcomes.values()} == {"ok"}
+
+
+def test_a_server_without_room_is_left_alone_by_all(engine):
+    """Where it is no matter of flex, "resource exhausted" is about every request."""
+    with OpenAIServer(faults=["ok", "429-exhausted"]) as server:
+        outcomes = engine(server, items(40), concurrency=4, max_attempts=3, max_wait_s=2)
+        first, *rest = server.ledger
+    assert {item.status for item in outcomes.values()} == {"ok"}
+    assert sum(entry.at < first.at + 0.9 for entry in rest) <= 3  # those that were under way
 
 
 @pytest.mark.parametrize(("rpm", "tpm"), [(1800, None), (None, 500_000)])
@@ -571,10 +664,11 @@ def test_every_answer_is_charged_to_the_token_and_the_cent(engine, tmp_path):
         assert waiting.tokens == 0
         cost = server.ledger.total_cost()
         lost = sum(server.faults.met[name] for name in ("drop", "html", "truncated-json", "408"))
-        unheard = [entry for entry in server.ledger if "after-billing" in entry.outcome]
+        unheard = [entry for entry in server.ledger if entry.outcome in BILLED_AND_LOST]
+        again = server.ledger.billed_again()
     assert spent.usd >= cost  # what may have been billed counts as billed
     assert spent.images == len(server.ledger) + lost
-    assert len(unheard) <= server.faults.met.total()
+    assert len(unheard) == again > 0  # what was billed and lost is bought again, and nothing else
     by_id = {entry.response_id: entry for entry in server.ledger}
     for item in outcomes.values():
         if item.status == "ok":

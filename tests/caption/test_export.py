@@ -345,13 +345,15 @@ def test_several_layers_give_a_column_each_and_the_first_gives_the_text(world, e
 
 
 def test_what_a_reviewer_rejected_is_not_replaced_by_another_layer(world, export):
-    reviewed = world.captions("reviewed", [{"text": "", "status": "rejected"}, "better", None])
-    dense = world.captions("dense", ["d0", "d1", "d2"])
+    rejected = {"text": "", "status": "rejected", "provenance": {"review": "reject"}}
+    by_a_gate = {"text": "", "status": "rejected", "detail": "length: 2 words", "provenance": {"gates": "0"}}
+    reviewed = world.captions("reviewed", [rejected, "better", None, by_a_gate])
+    dense = world.captions("dense", ["d0", "d1", "d2", "d3"])
     _, data = export([reviewed, dense], format="parquet")
-    assert pq.read_table(data / "data-00000.parquet").column("text").to_pylist() == ["better", "d2"]
+    assert pq.read_table(data / "data-00000.parquet").column("text").to_pylist() == ["better", "d2", "d3"]
     _, data = export([reviewed, dense], format="parquet", without_caption="keep")
     texts = pq.read_table(data / "data-00000.parquet").column("text").to_pylist()
-    assert texts[:3] == [None, "better", "d2"]
+    assert texts[:4] == [None, "better", "d2", "d3"]
     assert len(texts) == COUNT
 
 

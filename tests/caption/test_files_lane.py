@@ -173,6 +173,24 @@ def test_a_result_file_that_is_cut_off(run):
     run.assert_captions_are_right()
 
 
+def test_what_had_failed_before_and_is_not_answered_is_written_anew(run):
+    code, said = run.run(NOBODY, {"model": MODEL, "max_attempts": 1}, lane="sync")
+    assert code == 2, said
+    assert set(run.journalled().values()) == {"transport"}
+    _, said = run.lens()
+    run.answer(said, "half")
+    run.later()
+    code, said = run.lens()
+    assert code == 3, said
+    left = run.waiting().total()
+    assert 0 < left < 20
+    assert any(f"{left} requests without an answer, which are written anew" in line for line in said)
+    run.answer(said)
+    code, said = run.lens()
+    assert code == 0, said
+    run.assert_captions_are_right()
+
+
 def test_errors_per_line_are_asked_again_and_not_for_ever(run):
     for round_ in (1, 2):
         code, said = run.lens(rounds=2)

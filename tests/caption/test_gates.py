@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from pydantic import ValidationError
 
+from caption.vision_server import VisionServer
 from lens_caption.captioners.openai.captioner import OpenAICaptioner
 from lens_caption.captioners.openai.config import OpenAIConfig
 from lens_caption.quality.check import Check
@@ -300,7 +301,17 @@ def test_no_text_breaks_a_gate(text):
 
 
 @pytest.mark.parametrize(
-    "text", ["“" * 30_000, '"' * 30_001, "a" * 60_000, "ab" * 30_000, "the " * 8_000, "sorry " * 8_000, "(" * 50_000]
+    "text",
+    [
+        "“" * 30_000,
+        '"' * 30_001,
+        "a" * 60_000,
+        "ab" * 30_000,
+        "the " * 8_000,
+        "sorry " * 8_000,
+        "(" * 50_000,
+        "Mr. " * 9_000,
+    ],
 )
 def test_no_text_takes_long(text):
     started = time.thread_time()  # what else this machine does does not count
@@ -322,6 +333,13 @@ def test_sentences():
         "「大減価。今日」と書いてある。",
     ]
     assert sentences('The sign reads "Stop." A man waits.') == ['The sign reads "Stop."', "A man waits."]
+    for whole in (
+        'A sign that says "Stop!" hangs on a pole.',
+        "It is 5 p.m. and the sun sets.",
+        "Cups (red etc.) stand.",
+    ):
+        assert sentences(f"{whole} It rains at 6 p.m. A dog sleeps.") == [whole, "It rains at 6 p.m.", "A dog sleeps."]
+    assert sentences("a cat sits. a dog runs.") == ["a cat sits.", "a dog runs."]
     assert sentences("  ") == []
     assert unquoted('a “b. c” d "e" f') == 'a "" d "" f'
 
@@ -435,18 +453,19 @@ def test_rows_come_out_with_reasons_and_the_old_ones_are_untouched():
     ]
 
 
+class Polyglot(VisionServer):
+    """Answers in the languages that it is asked for, but for Japanese."""
+
+    def answer(self, body):
+        asked = body["response_format"]["json_schema"]["schema"]["properties"]
+        return json.dumps({code: LANGUAGES[code if code != "ja" else "en"] for code in asked})
+
+
 def test_layers_have_languages_of_their_own():
-    rows = [
-        row(LANGUAGES["zh"], layer="dense-zh"),
-        row(LANGUAGES["fr"], layer="dense-fr", provenance={"asked_language": "fr"}),
-        row(LANGUAGES["en"], layer="dense-ja", provenance={"asked_language": "ja"}),
-        row(LANGUAGES["fr"], layer="other"),
-    ]
-    checked = check_rows(
-        rows, GatesConfig(), languages={"dense-zh": ["zh"]}, layers=["dense-zh", "dense-fr", "dense-ja"]
-    )
-    assert [item.status for item in checked.rows] == ["ok", "ok", "rejected", "ok"]
-    assert "gates" not in checked.rows[3].provenance
+    rows = [row(LANGUAGES["zh"], layer="dense-zh"), row(LANGUAGES["fr"], layer="other")]
+    checked = check_rows(rows, GatesConfig(), languages={"dense-zh": ["zh"]}, layers=["dense-zh"])
+    assert [item.status for item in checked.rows] == ["ok", "ok"]
+    assert "gates" not in checked.rows[1].provenance
     with pytest.raises(ConfigError, match="does not know 'sw', the language of the layer 'dense-zh'"):
         check_rows(rows, GatesConfig(), languages={"dense-zh": ["sw"]})
 
@@ -535,6 +554,42 @@ def test_stage_fails_when_too_much_is_rejected(stage, tmp_path):
 def test_stage_refuses_layers_that_are_not_there(stage):
     with pytest.raises(ConfigError, match=r"checked.layers: dense has no caption layer 'x' \(it has: dense\)"):
         stage(", layers: [x]")
+
+
+@pytest.mark.parametrize("executor", ["process", "leases"])
+def test_stage_checks_each_layer_in_the_language_it_was_asked_for_in(tmp_path, lens_registry, monkeypatch, executor):
+    monkeypatch.chdir(tmp_path)
+    with Polyglot() as server:
+        asks = f"{{type: openai, model: m, base_url: '{server.url}', prompt: multilingual-1}}"
+        Path("pipeline.yaml").write_text(
+            PIPELINE.format(more="")
+            .replace("count: 12", "count: 1")
+            .replace("{type: scene-graph, style: dense}", f"{asks}, executor: {{type: {executor}}}")
+        )
+        progress = Progress(stream=io.StringIO(), live=False)
+        made = run_pipeline(load_pipeline("pipeline.yaml", lens_registry), lens_registry, progress=progress)
+    before, after = ({row.layer: row for row in read_captions(made[name])} for name in ("dense", "checked"))
+    asked = {layer: row.provenance["asked_language"] for layer, row in before.items()}
+    assert asked == {f"dense-{code}": code for code in ("en", "zh", "fr", "ja", "es")}
+    rejected = [layer for layer, row in after.items() if row.status != "ok"]
+    assert (rejected, after["dense-ja"].detail.partition(":")[0]) == (["dense-ja"], "language")
+
+
+def test_what_a_model_says_cannot_steer_the_terminal(tmp_path, lens_registry, monkeypatch):
+    class Painter(VisionServer):
+        def answer(self, body):
+            return "I'm sorry,\n\x1b[2Jno."
+
+    monkeypatch.chdir(tmp_path)
+    said = io.StringIO()
+    with Painter() as server:
+        asks = f"{{type: openai, model: m, base_url: '{server.url}'}}"
+        Path("pipeline.yaml").write_text(PIPELINE.format(more="").replace("{type: scene-graph, style: dense}", asks))
+        pipeline = load_pipeline("pipeline.yaml", lens_registry)
+        with pytest.raises(LensError, match=r"got a caption \(12 times refusal: I'm sorry, \ufffd\[2Jno\.\)"):
+            run_pipeline(pipeline, lens_registry, progress=Progress(stream=said, live=False))
+    assert "no caption for" in said.getvalue()
+    assert "\x1b[2J" not in said.getvalue()
 
 
 def test_command_prints_what_the_gates_find(stage, lens, tmp_path):

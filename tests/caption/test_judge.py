@@ -16,8 +16,9 @@ from caption.vision_server import VisionServer
 from lens_caption.prompts import load_recipe
 from lens_caption.quality.binding import canary_pairs
 from lens_caption.quality.config import JudgeConfig
-from lens_caption.quality.judge import CaptionPool, decide
+from lens_caption.quality.judge import decide
 from lens_caption.quality.judging import run_judge
+from lens_caption.quality.pool import CaptionPool
 from lens_caption.quality.text import sentences
 from lens_caption.testing.openai_server import FakeServer
 from lens_core.config.pipeline import load_pipeline
@@ -84,10 +85,17 @@ def judge(server, captions, image_of, **options):
 
 
 def test_decisions():
-    assert decide([], 0.1) == (0.0, 1.0, "unjudged")
-    assert decide([(0, 4)] * 50, 0.1)[2] == "good"
-    assert decide([(2, 4)] * 50, 0.1)[2] == "bad"
-    assert decide([(1, 4)] + [(0, 4)] * 4, 0.1)[2] == "undecided"
+    assert decide([], 5, 0.1) == (0.0, 1.0, "unjudged")
+    assert decide([(0, 4)] * 50, 99, 0.1)[2] == "good"
+    assert decide([(2, 4)] * 50, 99, 0.1)[2] == "bad"
+    assert decide([(1, 4)] + [(0, 4)] * 4, 99, 0.1)[2] == "undecided"
+
+
+def test_once_all_are_judged_the_share_decides():
+    for wrong, decision in ((14, "bad"), (10, "good"), (6, "good")):
+        clusters = [(1, 5)] * wrong + [(0, 5)] * (20 - wrong)
+        assert decide(clusters, 20, 0.1) == (wrong / 100, wrong / 100, decision)
+        assert decide(clusters, 21, 0.1)[2] == "undecided"
 
 
 def test_what_the_judge_is_shown():
@@ -324,7 +332,7 @@ stages:
     source: dense
     gates: {{repeated_caption: {{action: skip}}, loops: {{action: skip}}}}
     max_rejected: 1
-    judge: {{model: judge, base_url: "{judge}", sample: 4, max_wrong: 0.2, max_wait_s: 0, max_attempts: 1}}
+    judge: {{model: judge, base_url: "{judge}", sample: 4, max_wrong: 0.2, max_wait_s: 0, max_attempts: 1{more}}}
 """
 
 
@@ -336,8 +344,9 @@ def stage(tmp_path, lens_registry, monkeypatch):
     for number, canary in enumerate(PAIRS[:8]):
         Image.open(io.BytesIO(canary.item.data)).save(tmp_path / "photos" / f"{number}.png")
 
-    def run(captioner, judge, progress=None):
-        (tmp_path / "pipeline.yaml").write_text(PIPELINE.format(captions=captioner.url, judge=judge.url))
+    def run(captioner, judge, progress=None, more=""):
+        text = PIPELINE.format(captions=captioner.url, judge=judge.url, more=more)
+        (tmp_path / "pipeline.yaml").write_text(text)
         pipeline = load_pipeline("pipeline.yaml", lens_registry)
         progress = progress or Progress(stream=io.StringIO(), live=False)
         return run_pipeline(pipeline, lens_registry, progress=progress)["checked"]
@@ -366,6 +375,29 @@ def test_stage_rejects_wrong_captions_of_bad_shards(stage):
     findings = [json.loads(line) for line in artifact.read_bytes("checks.jsonl").decode().splitlines()]
     assert {item["gate"] for item in findings} == {"judge"}
     assert all(item["reason"].startswith("it is a ") for item in findings)
+
+
+def test_stage_flags_wrong_captions_where_the_shard_is_not_bad(stage):
+    with VisionServer(crossing=1.0) as captioner, VisionServer() as judge:
+        artifact = stage(captioner, judge, more=", escalate: false")
+    rows = read_captions(artifact)
+    found = {json.loads(line)["key"] for line in artifact.read_bytes("checks.jsonl").decode().splitlines()}
+    assert {row.key for row in rows if row.provenance.get("flags") == "judge"} == found
+    assert len(found) == artifact.stats["flagged_by"]["judge"] > 0
+    assert all(row.status == "ok" and row.text for row in rows)
+
+
+def test_a_judges_words_cannot_steer_the_terminal(stage):
+    class Painting(VisionServer):
+        def verdicts(self, instruction, look):
+            found = super().verdicts(instruction, look)
+            return [{**item, "reason": item["reason"] and "\x1b[2Jgone"} for item in found]
+
+    said = io.StringIO()
+    with VisionServer(crossing=1.0) as captioner, Painting() as judge:
+        stage(captioner, judge, Progress(stream=said, live=False))
+    assert "such as: \ufffd[2Jgone" in said.getvalue()
+    assert "\x1b[2J" not in said.getvalue()
 
 
 def test_stage_goes_on_without_paying_twice(stage):

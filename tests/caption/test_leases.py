@@ -260,6 +260,7 @@ def test_who_stops_leaves_what_it_has_to_the_others(bucket, tmp_path):
         fleet.finish("b", fleet.start("b", server, part=7, lease_s=60))  # the parts stay as they were begun
         assert server.ledger.billed_again() == 0
         assert len(server.ledger) == 60
+        assert Decimal(fleet.stats()["usd"]) == server.ledger.total_cost()
     fleet.assert_captions_are_right()
 
 
@@ -280,6 +281,15 @@ def test_what_one_process_bought_is_left_to_machines_and_counts(root, tmp_path):
         assert Decimal(fleet.stats()["usd"]) == server.ledger.total_cost()
     fleet.assert_captions_are_right()
     assert [path for path in tmp_path.rglob("words.*") if path.is_dir()] == fleet.private()
+
+
+def test_a_part_of_refused_images_stops_nobody(tmp_path):
+    """What is left of both parts is never answered: only what was bought before tells that the endpoint is sound."""
+    fleet = Fleet(tmp_path, str(tmp_path), 21)
+    with FakeServer(faults=Faults(always={19: "400", 20: "400"})) as server:
+        fleet.finish("a", fleet.start("a", server, executor="process", budget={"images": 19}), code=3)
+        fleet.finish("a", fleet.start("a", server))
+    assert fleet.stats()["by_status"] == {"ok": 19, "bad-image": 2}
 
 
 def test_batches_of_one_process_are_fetched_before_machines_share(bucket, tmp_path):

@@ -12,9 +12,11 @@ from PIL import Image
 
 from lens_caption.captioners.openai.captioner import OpenAICaptioner
 from lens_caption.captioners.openai.config import OpenAIConfig
+from lens_caption.captioners.openai.outcomes import outcome_of
 from lens_caption.captioners.openai.picture import sent_jpeg
 from lens_caption.engine.policy import retry_after
-from lens_caption.testing.openai_server import OpenAIServer, caption_of
+from lens_caption.prompts import load_recipe
+from lens_caption.testing.openai_server import Limits, OpenAIServer, caption_of
 from lens_core.contracts import ImageItem
 from lens_core.errors import LensError
 from lens_core.images import decode
@@ -100,6 +102,13 @@ def test_retry_after_is_obeyed(captioner):
     assert time.monotonic() - started >= 1.0
 
 
+def test_to_come_back_at_once_is_no_reason_to_hammer(captioner):
+    """A refused request counts, too: without pauses, none would ever be let in."""
+    with OpenAIServer(limits=Limits(rpm=600, window_s=0.1, retry_after="wrong")) as server:
+        outcomes = captioner(server, concurrency=1).caption(IMAGES[:2])
+    assert [outcome.status for outcome in outcomes] == ["ok", "ok"]
+
+
 @pytest.mark.parametrize(
     ("headers", "seconds"),
     [
@@ -143,6 +152,20 @@ def test_final_outcomes_are_not_tried_again(captioner, fault, status):
     assert [outcome.status for outcome in outcomes] == ["ok", status, "ok"]
     assert outcomes[1].text == ""
     assert outcomes[1].detail
+
+
+PARTS = [{"type": "text", "text": "A cat "}, {"type": "thinking", "thinking": []}, {"type": "text", "text": "asleep."}]
+
+
+@pytest.mark.parametrize(("content", "status", "text"), [(PARTS, "ok", "A cat asleep."), ([], "empty", "")])
+def test_a_text_in_parts_and_an_answer_that_names_no_model(content, status, text):
+    answer = {
+        "choices": [{"finish_reason": "stop", "message": {"content": content}}],
+        "usage": {"prompt_tokens": 7, "completion_tokens": 3},
+    }
+    outcome, usage = outcome_of("k", answer, {}, load_recipe("dense-1"))
+    assert (outcome.status, outcome.text) == (status, text)
+    assert (usage.input_tokens, usage.output_tokens) == (7, 3)
 
 
 def test_slow_server_times_out_and_is_tried_again(captioner):

@@ -5,8 +5,10 @@ from __future__ import annotations
 import base64
 import io
 import json
+import socket
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from decimal import Decimal
 
@@ -287,6 +289,34 @@ def test_partly_and_wholly_failed(serve):
     assert invalid.errors.data[0].code == "invalid_json_line"
     assert over.errors.data[0].code == "token_limit_exceeded"
     assert len(server.ledger) == partly.request_counts.completed
+
+
+def test_an_upload_that_comes_in_pieces(serve):
+    server, _ = serve()
+    value = "\r\n".join(
+        [
+            "--line",
+            'Content-Disposition: form-data; name="purpose"\r\n\r\nbatch',
+            "--line",
+            'Content-Disposition: form-data; name="file"; filename="in.jsonl"\r\n\r\n' + line(1) * 20,
+            "--line--\r\n",
+        ]
+    ).encode()
+    at = value.index(b"batch")
+    address = urllib.parse.urlsplit(server.url)
+    head = (
+        f"POST {address.path}/files HTTP/1.1\r\nHost: {address.netloc}\r\nAuthorization: Bearer x\r\n"
+        f"Content-Type: multipart/form-data; boundary=line\r\nContent-Length: {len(value)}\r\n"
+        "Connection: close\r\n\r\n"
+    ).encode()
+    with socket.create_connection((address.hostname, address.port), timeout=10) as connection:
+        # The first two reads of "batch" find two bytes each, fewer than a boundary has.
+        for piece in (head + value[: at + 2], value[at + 2 : at + 4], value[at + 4 :]):
+            connection.sendall(piece)
+            time.sleep(0.1)
+        answer = b"".join(iter(lambda: connection.recv(1 << 16), b""))
+    assert answer.startswith(b"HTTP/1.1 200"), answer.decode()
+    assert json.loads(answer.split(b"\r\n\r\n", 1)[1])["bytes"] == len(line(1)) * 20
 
 
 def test_file_ids_may_be_empty_texts(serve):

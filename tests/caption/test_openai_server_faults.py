@@ -388,7 +388,7 @@ def test_faults_can_be_set_over_http():
 
 def test_every_fault_and_its_group_is_known():
     grouped = {name for names in GROUPS.values() for name in names}
-    assert set(FAULTS) - grouped == {"ok", "quota", "400", "flex-unavailable", "hang"}
+    assert set(FAULTS) - grouped == {"ok", "quota", "400", "429-exhausted", "flex-unavailable", "hang"}
     assert set(BILLED_AND_LOST) <= set(GROUPS["passing"])
 
 

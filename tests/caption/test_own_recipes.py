@@ -13,6 +13,7 @@ import yaml
 
 from caption.runs import Run
 from caption.test_quote import PROFILE
+from caption.vision_server import VisionServer
 from lens_caption.quote import quote_pipeline
 from lens_caption.testing.openai_server import FakeServer
 from lens_core.config.pipeline import load_pipeline
@@ -72,6 +73,24 @@ def test_a_recipe_that_is_built_in_leaves_the_key_as_it_is(tmp_path):
         write(tmp_path, "Describe it.", "dense-1")  # in the place of the built-in one
         run.run(server, {"recipes": "mine"})
         assert json.loads((tmp_path / "run" / "words" / "manifest.json").read_text())["key"] != key
+
+
+def test_a_field_that_is_null_is_no_caption(tmp_path):
+    class Signless(VisionServer):
+        def answer(self, body):
+            return json.dumps({"caption": "A cat on a mat.", "sign": None})
+
+    run = Run(tmp_path, 2)
+    fields = {"caption": {"type": "string"}, "sign": {"type": ["string", "null"]}}
+    schema = {"type": "object", "properties": fields, "required": list(fields), "additionalProperties": False}
+    write(tmp_path, "Say what it is.", schema=schema, layers=[{"name": name, "field": name} for name in fields])
+    with Signless() as server:
+        code, said = run.run(server, OWN)
+    assert code == 0, said
+    assert [(row["layer"], row["status"], row["text"]) for row in run.rows()] == 2 * [
+        ("caption", "ok", "A cat on a mat."),
+        ("sign", "empty", ""),
+    ]
 
 
 def test_the_folders_lie_beside_the_file_wherever_the_command_is_typed(tmp_path, monkeypatch):

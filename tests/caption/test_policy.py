@@ -47,6 +47,13 @@ def test_what_may_have_been_billed_is_charged():
         (401, {"message": "key"}, "refused-all"),
         (404, {"code": "model_not_found"}, "refused-all"),
         (307, None, "refused-all"),
+        (403, {"code": 403, "message": "Your input was flagged by moderation: violence"}, "content-filter"),
+        (403, {"message": "Blocked by our content policy"}, "content-filter"),
+        (422, {"code": "content_policy_violation", "message": "no"}, "content-filter"),
+        (451, {"message": "The content filter stopped it"}, "content-filter"),
+        (403, {"message": "Your account was flagged; see our content policy"}, "refused-all"),
+        (403, {"message": "This country is not supported"}, "refused-all"),
+        (401, {"message": "no key, no moderation"}, "refused-all"),
     ],
 )
 def test_fates_of_errors(status, error, fate):

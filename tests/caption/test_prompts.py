@@ -114,6 +114,8 @@ def test_several_captions_from_one_answer():
     assert load_recipe("layered-1").read(json.dumps(LAYERED)) == LAYERED
     fenced = f"```json\n{json.dumps(LAYERED, indent=1)}\n```"
     assert load_recipe("layered-1").read(fenced) == LAYERED
+    for opening in ("```JSON\n", "```json ", "```"):
+        assert load_recipe("layered-1").read(f"{opening}{json.dumps(LAYERED)}```") == LAYERED
 
 
 def test_structured_answers_keep_their_facts():
@@ -203,6 +205,20 @@ def test_recipes_of_ones_own_come_first(tmp_path):
     assert (mine.name, mine.version) == ("dense", 2)
     assert mine.hash != load_recipe("dense-2").hash
     assert load_recipe("short-1", folder=tmp_path) is load_recipe("short-1")
+
+
+def test_what_may_be_null_may_be_missing_but_for_the_caption(tmp_path):
+    fields = {"caption": {"type": ["string", "null"]}, "sign": {"type": ["string", "null"]}}
+    fields["names"] = {"type": "array", "items": {"type": "string"}}
+    schema = {"type": "object", "properties": fields, "required": list(fields), "additionalProperties": False}
+    layers = [{"name": name, "field": name} for name in fields]
+    recipe = own(tmp_path, json.dumps({"summary": "s", "instruction": "i", "schema": schema, "layers": layers}))
+    read = {"caption": "a cat", "sign": "", "names": ""}
+    assert recipe.read(json.dumps({"caption": "a cat", "sign": None, "names": []})) == read
+    assert recipe.read(json.dumps({"caption": "a cat", "sign": "NO", "names": ["Tom"]}))["names"] == '["Tom"]'
+    for wrong, layer in (({"caption": None}, "caption"), ({"sign": " "}, "sign")):
+        with pytest.raises(AnswerError, match=f"nothing for the layer '{layer}'"):
+            recipe.read(json.dumps({"caption": "a cat", "sign": None, "names": [], **wrong}))
 
 
 def test_the_hash_covers_all_that_a_model_sees(tmp_path):

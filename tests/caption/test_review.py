@@ -501,6 +501,17 @@ def test_the_layer_is_new_and_the_old_one_untouched(world, tmp_path):
     assert {path: path.read_bytes() for path in (tmp_path / "dense").iterdir()} == before
 
 
+def test_a_caption_made_anew_is_undecided_again(world, serve, tmp_path):
+    log = DecisionLog(tmp_path / "decisions.jsonl")
+    for key, action, seen in zip(world.keys, ("accept", "edit", "reject"), ("a", "last week", "c"), strict=False):
+        log.decide(key=key, layer="dense", action=action, text="better", seen=seen)
+    log.close()
+    server = serve(world.captions("dense", ["a", "b", "c"]))
+    assert json.loads(ask(server, "/api/overview")[2])["states"] == ["accept", "", "reject"]
+    item = json.loads(ask(server, "/api/items/1")[2])
+    assert (item["text"], item["action"], item["edited"]) == ("b", "", "")
+
+
 def test_what_is_picked(world):
     texts = [f"word{number} " * (number + 1) for number in range(15)]
     texts[3] = "one two three four five six seven eight"

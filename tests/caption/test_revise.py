@@ -226,6 +226,19 @@ def test_one_of_several_layers_must_be_named(tmp_path):
     assert {row.layer for row in project.layer("better")} == {"dense-2"}
 
 
+def test_a_stage_after_it_gets_its_pilot(tmp_path, lens_registry, monkeypatch):
+    project = Project(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    with FakeServer() as server:
+        project.pipeline(server)
+        stages = yaml.safe_load((tmp_path / "pipeline.yaml").read_text())["stages"]
+        stages.append({**stages[1], "name": "again"})
+        (tmp_path / "pipeline.yaml").write_text(yaml.safe_dump({"run": "run", "stages": stages}))
+        quotes = quote_pipeline(load_pipeline("pipeline.yaml", lens_registry), lens_registry, pilot=3)
+        assert len(server.ledger) == 6
+    assert [quote.pilot is not None for quote in quotes] == [True, False, True]
+
+
 def test_it_is_quoted(tmp_path, lens_registry, monkeypatch):
     project = Project(tmp_path)
     monkeypatch.chdir(tmp_path)

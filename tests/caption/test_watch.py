@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from caption.runs import Run
-from lens_caption.quality.binding import CanaryWatch, RepeatWatch, SentenceWatch
+from lens_caption.quality.binding import CanaryWatch
+from lens_caption.quality.repeat_watch import RepeatWatch, SentenceWatch
 from lens_caption.testing.openai_server import FakeServer, Faults, number_in_text
 from lens_core.config.pipeline import load_pipeline
 from lens_core.contracts import CaptionOutcome

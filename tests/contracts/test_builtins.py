@@ -7,6 +7,7 @@ import importlib
 import io
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -168,6 +169,15 @@ class TestSceneGraph(CaptionerContract):
         return [ImageItem(key=hashlib.sha256(data).hexdigest(), data=data, metadata=meta) for data, meta in pairs]
 
 
+class TestMetadata(CaptionerContract):
+    name = "metadata"
+    config = {"field": "text"}
+
+    @pytest.fixture
+    def images(self, tiny_images):
+        return [replace(item, metadata={"text": f"number {number}"}) for number, item in enumerate(tiny_images)]
+
+
 class TestOpenAI(CaptionerContract):
     name = "openai"
 
@@ -231,7 +241,7 @@ class TestGeneval(EvaluatorContract):
 
 class TestDpg(EvaluatorContract):
     name = "dpg"
-    config = {"prompts": "a-file", "endpoint": "http://127.0.0.1:9/v1", "model": "m", "samples": 2}
+    config = {"prompts": "a-file", "base_url": "http://127.0.0.1:9/v1", "model": "m", "samples": 2}
 
     @pytest.fixture
     def evaluator(self, lens_registry, parsed, tmp_path):
@@ -241,7 +251,7 @@ class TestDpg(EvaluatorContract):
         prompts = str(write(tmp_path / "p.csv", ROWS))
         with ChatServer().running() as server:
             server.says(completion("yes"))
-            config = parsed.model_copy(update={"prompts": prompts, "endpoint": server.url})
+            config = parsed.model_copy(update={"prompts": prompts, "base_url": server.url})
             yield lens_registry.build(self.kind, config)
 
 

@@ -10,7 +10,10 @@ from lens_core.config.overrides import apply_override
 from lens_core.config.pipeline import load_pipeline
 from lens_core.config.schema import pipeline_schema
 from lens_core.config.yaml import parse_yaml
-from lens_core.errors import ConfigError, LensError, MissingExtraError
+from lens_core.errors import ConfigError, LensError, MissingExtraError, PluginError
+from lens_core.plugins import Offer, Plugin
+from lens_core.registry import registry_of
+from lens_core.specs import FilterSpec
 
 GOOD = """\
 run: runs/x
@@ -55,6 +58,14 @@ def test_good_pipeline_keeps_names_and_base(check, tmp_path):
         (("run: runs/x\n", ""), 1, ["run", "required"]),
         (("run: runs/x\n", "run: runs/x\nsed: 1\n"), 2, ["sed", "did you mean 'seed'?"]),
         (("run: runs/x\n", "run: s3://me:secret@bucket/x\n"), 1, ["must not carry credentials"]),
+        *(
+            (
+                ("type: scenes, count: 20", f"type: {name}, url: 'ftp://me:secret@h/x'"),
+                3,
+                ["must not carry credentials"],
+            )
+            for name in ("image-folder", "parquet", "huggingface", "webdataset")
+        ),
         (("type: caption", "type: [caption]"), 4, ["needs a 'type'"]),
     ],
 )
@@ -66,7 +77,7 @@ def test_each_mistake_is_one_line_with_file_line_and_key(check, change, line, wo
     assert f"pipeline.yaml:{line}:" in message
     for word in words:
         assert word in message
-    assert "secret" not in message or "credentials" in message
+    assert "secret" not in message
 
 
 def test_every_mistake_is_told(check):
@@ -97,6 +108,14 @@ def test_missing_extra_is_told_before_anything_runs(check, with_fakes):
         ("1.5: x\n", 1, "not a text"),
         ("{512: 1, '512': 2}\n", 1, "stands twice"),
         ("run: x\n---\nrun: y\n", 2, "not valid YAML"),
+        ("run: x\na: \x07\n", 2, "not valid YAML: special characters are not allowed (#x0007)"),
+        ("run: x\nlicence: 2024-02-30\n", 2, "'2024-02-30' is no timestamp; if it is text, put it in quotes"),
+        ("a: 0b_\n", 1, "'0b_' is no int"),
+        ("a:\n  - !!int foo\n", 2, "'foo' is no int"),
+        ("a: !!int ''\n", 1, "'' is no int"),
+        ("a: !!bool foo\n", 1, "'foo' is no bool"),
+        ("a: !!timestamp foo\n", 1, "'foo' is no timestamp"),
+        ("2024-02-30: x\n", 1, "'2024-02-30' is no timestamp"),
     ],
 )
 def test_bad_yaml_says_where(text, line, words):
@@ -104,6 +123,7 @@ def test_bad_yaml_says_where(text, line, words):
         parse_yaml(text, file="p.yaml")
     assert words in str(caught.value)
     assert f"p.yaml:{line}" in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
 
 
 def test_a_whole_number_is_a_key():
@@ -149,6 +169,22 @@ def test_bad_overrides(text):
         apply_override({"seed": 1, "stages": [{"name": "images"}]}, text)
 
 
+def test_overrides_of_what_is_no_list_of_stages(check):
+    with pytest.raises(ConfigError, match=r"a: unknown option"):
+        check("run: x\nstages: 5\n", ["a.b=1"])
+
+
+def test_no_error_shows_a_secret(lens_registry):
+    with pytest.raises(ValueError, match="credentials") as caught:
+        lens_registry.parse("datasets", {"type": "image-folder", "url": "ftp://me:secret@h/x"})
+    assert "secret" not in str(caught.value)
+
+
+def test_a_file_url_has_the_base_of_its_path(check, tmp_path, lens_registry):
+    check(GOOD)
+    assert load_pipeline(f"file://{tmp_path}/pipeline.yaml", lens_registry).base == str(tmp_path)
+
+
 def test_override_errors_point_at_the_key(check):
     with pytest.raises(LensError, match=r"stages\[0\].source.cuont"):
         check(GOOD, ["images.source.cuont=5"])
@@ -173,3 +209,19 @@ def test_schema_offers_every_component(lens_registry):
             assert f'"const": "{name}"' in text, (kind, name)
     references = {part.split('"')[0] for part in text.split('"$ref": "#/$defs/')[1:]}
     assert references <= schema["$defs"].keys()
+
+
+def test_a_broken_plugin_does_not_take_the_schema_with_it(lens_registry, tmp_path, monkeypatch):
+    (tmp_path / "torn_config.py").write_text("raise RuntimeError('torn in two')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    torn = FilterSpec(name="torn", summary="x", config="torn_config:Torn", target="torn:Torn")
+    plugin = Plugin(name="torn", module="torn", distribution="torn", version="1")
+    offers = [
+        offer for catalog in lens_registry.catalogs.values() for rivals in catalog.offers.values() for offer in rivals
+    ]
+    registry = registry_of([*offers, Offer(kind="filters", spec=torn, plugin=plugin)])
+    with pytest.raises(PluginError, match="torn: the module 'torn_config' cannot be imported: RuntimeError: torn in"):
+        torn.load_config()
+    text = json.dumps(pipeline_schema(registry))
+    assert '"const": "decodable"' in text
+    assert '"const": "torn"' not in text

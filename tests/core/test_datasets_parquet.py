@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import datetime
 import os
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from core.textures import encoded, texture
+from lens_core.datasets import files
 from lens_core.errors import ConfigError, StorageError
 
 IMAGES = [encoded(texture(seed, 16)) for seed in range(7)]
@@ -151,3 +155,68 @@ def test_a_large_row_group_is_not_held_in_memory(source, write):
         record.read()
         peak = max(peak, pa.total_allocated_bytes())
     assert peak - before < 20_000_000
+
+
+OUTSIDE = [
+    "/dev/zero",
+    "../private.png",
+    "photos/../../private.png",
+    "{folder}/../private.png",
+    "file://{folder}/../private.png",
+    "~/private.png",
+    "local://{folder}/../private.png",
+    "simplecache::file://{folder}/../private.png",
+    "s3://bucket::file://{folder}/../private.png",
+]
+
+
+@pytest.mark.parametrize(
+    "cell", [*OUTSIDE, "a\0b", "~no-such-user/x.png", "photos", "pipe.png", "link.png", "http://[x/1.png"]
+)
+def test_a_cell_opens_no_file_elsewhere_and_no_device(source, write, tmp_path, monkeypatch, cell):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "private.png").write_bytes(IMAGES[0])
+    folder = tmp_path / "table"
+    (folder / "photos").mkdir(parents=True)
+    (folder / "photos" / "1.png").write_bytes(IMAGES[1])
+    (folder / "link.png").symlink_to("/dev/zero")
+    os.mkfifo(folder / "pipe.png")
+    write({"image": [cell.format(folder=folder), "photos/1.png"]}, name="table/t.parquet")
+    bad, good = source("table")
+    with pytest.raises(StorageError) as caught:
+        bad.read()
+    assert len(str(caught.value).splitlines()) == 1
+    assert ("lies outside of the table's folder" in str(caught.value)) == (cell in OUTSIDE)
+    assert good.read() == IMAGES[1]
+
+
+def test_a_cell_may_lead_to_a_web_server(source, write, tmp_path):
+    (tmp_path / "1.png").write_bytes(IMAGES[1])
+    serve = partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), serve) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        web = f"http://127.0.0.1:{server.server_port}"
+        write({"image": [f"{web}/1.png", f"{web}/gone.png"]})
+        found, gone = source()
+        assert found.read() == IMAGES[1]
+        with pytest.raises(StorageError, match=r"gone\.png"):
+            gone.read()
+        server.shutdown()
+
+
+def test_a_file_of_another_size_than_images_have_is_not_read(source, write, tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "MAX_BYTES", len(IMAGES[1]) - 1)
+    (tmp_path / "1.png").write_bytes(IMAGES[1])
+    write({"image": ["1.png"]})
+    (record,) = source()
+    with pytest.raises(StorageError, match=r"1\.png has more than [0-9,]+ bytes"):
+        record.read()
+
+
+def test_a_table_whose_name_is_in_another_encoding(source, write):
+    file = write({"image": IMAGES})
+    file.rename(file.with_name(os.fsdecode(b"caf\xe9.parquet")))
+    record = next(iter(source(".")))
+    assert record.name == "caf\\xe9.parquet/00000000"
+    assert record.source_url.endswith("/caf\\xe9.parquet#0")
+    assert len(source(".").fingerprint()) == 64

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import sys
 import tarfile
 
 import pytest
 
 from core.textures import encoded, texture
+from lens_core.datasets.webdataset.dataset import MAX_METADATA
 from lens_core.errors import StorageError
 
 PIXELS = [texture(seed, 16) for seed in range(6)]
@@ -89,6 +92,28 @@ def test_a_broken_json_is_kept_as_text_and_a_list_under_its_ending(source, tmp_p
     assert [record.metadata for record in source("x.tar")] == [{"json": "{broken"}, {"json": [1, 2]}]
 
 
+@pytest.mark.parametrize("limits", [0.6, 2])  # more than we go through, more than the parser does
+def test_json_that_is_nested_too_deeply_is_kept_as_text(source, tmp_path, limits):
+    levels = int(limits * sys.getrecursionlimit())
+    deep = b"[" * levels + b"]" * levels
+    write(tmp_path / "x.tar", [("a.png", encoded(PIXELS[0])), ("a.json", deep)])
+    (record,) = source("x.tar")
+    assert record.metadata == {"json": deep.decode()}
+
+
+def test_a_text_that_is_too_large_costs_its_image_and_no_other(source, tmp_path):
+    image, most = encoded(PIXELS[0]), "a" * MAX_METADATA
+    members = [("a.png", image), ("a.txt", b"a" + most.encode()), ("b.png", image), ("b.txt", most.encode())]
+    write(tmp_path / "x.tar", members)
+    large, fitting = source("x.tar")
+    with pytest.raises(
+        StorageError, match=r"x\.tar#a\.txt has more than 1,048,576 bytes; leave 'txt' out of `metadata`$"
+    ):
+        large.read()
+    assert large.name == "x.tar/a.png"
+    assert (fitting.read(), fitting.metadata) == (image, {"txt": most})
+
+
 def test_a_damaged_tar_costs_its_rest_and_nothing_else(source, tmp_path):
     members = [(f"{n}.png", encoded(pixels)) for n, pixels in enumerate(PIXELS)]
     write(tmp_path / "shards" / "a.tar", members)
@@ -162,3 +187,38 @@ def test_memory_does_not_grow_with_the_tar(source, tmp_path):
     tracemalloc.stop()
     assert count == 6000
     assert peak < 4_000_000
+
+
+def test_names_and_texts_that_utf8_cannot_hold_are_shown_escaped(source, tmp_path):
+    image = encoded(PIXELS[0])
+    file = tmp_path / "shards" / os.fsdecode(b"t\xe9.tar")
+    facts = b'{"half \\ud83d": ["a \\ud83d", {"b": "\\ude00 c"}], "whole": "\\ud83d\\ude00"}'
+    write(file, [(os.fsdecode(b"caf\xe9.png"), image), (os.fsdecode(b"caf\xe9.json"), facts)])
+    (record,) = source()
+    assert record.name == "t\\xe9.tar/caf\\xe9.png"
+    assert record.source_url == f"{tmp_path}/shards/t\\xe9.tar#caf\\xe9.png"
+    assert record.metadata == {"half \\ud83d": ["a \\ud83d", {"b": "\\ude00 c"}], "whole": "😀"}
+    assert record.read() == image
+    file.write_bytes(b"\xff" * 5000)
+    (rest,) = source()
+    with pytest.raises(StorageError) as caught:
+        rest.read()
+    assert "t\\xe9.tar" in str(caught.value)
+
+
+@pytest.mark.parametrize("size", [2**50, 2**70])
+def test_a_size_that_no_file_has_costs_the_rest_of_the_tar(source, tmp_path, size):
+    image = encoded(PIXELS[0])
+    write(tmp_path / "x.tar", [("a.png", image), ("b.png", image)], format_=tarfile.GNU_FORMAT)
+    info = tarfile.TarInfo("b.png")
+    info.size = size
+    data = bytearray((tmp_path / "x.tar").read_bytes())
+    place = data.rindex(b"b.png")
+    data[place : place + 512] = info.tobuf(tarfile.GNU_FORMAT)
+    (tmp_path / "x.tar").write_bytes(data)
+    first, *others = source("x.tar")
+    assert first.read() == image
+    assert others[-1].name == "x.tar (what is left of it)"
+    for other in others:
+        with pytest.raises(StorageError, match=r"x\.tar"):
+            other.read()

@@ -18,6 +18,7 @@ from lens_core.filters.vision.models import labels_of
 from lens_core.filters.vision.preprocess import Preprocessor
 from lens_core.filters.vision.scores import score
 from lens_core.images import Candidate
+from lens_core.pipeline.runner import outside_of
 
 
 @pytest.fixture
@@ -339,3 +340,25 @@ def test_the_handwritten_onnx_bytes_are_protobuf(tmp_path):
     assert _varint(300) == bytes([0xAC, 0x02])
     assert _message((1, 8)) == struct.pack("BB", 8, 8)
     assert onnx_classifier(tmp_path, np.zeros((3, 2))).read_bytes()[:2] == b"\x08\x08"
+
+
+@pytest.mark.parametrize("kind", ["folder", "onnx"])
+def test_ingest_notices_another_model(lens_registry, tmp_path, kind):
+    folder = vit(tmp_path / "model")
+    (folder / "model.onnx").write_bytes(b"weights")
+    model = str(folder / "model.onnx" if kind == "onnx" else folder)
+    stage = {"name": "images", "type": "ingest", "source": {"type": "scenes", "count": 3}}
+
+    def outside(*filters):
+        config = lens_registry.parse("stages", stage | {"filters": list(filters)})
+        return outside_of(config, registry=lens_registry, base=str(tmp_path), seed=0)
+
+    nsfw = {"type": "nsfw", "model": model, "labels": ["nsfw"]}
+    assert outside("decodable", {"type": "min-area"}) == outside()
+    before = outside("decodable", nsfw)
+    assert before == outside(nsfw) != outside()
+    weights = folder / ("model.onnx" if kind == "onnx" else "model.safetensors")
+    weights.write_bytes(weights.read_bytes() + b"more")
+    assert outside(nsfw) != before
+    with pytest.raises(ConfigError, match="nsfw: there is no model at"):
+        outside(nsfw | {"model": str(tmp_path / "gone")})

@@ -417,3 +417,21 @@ def test_heif_without_the_extra_says_what_is_missing(monkeypatch):
     for read in (header, decode):
         with pytest.raises(ImageError, match=r"it is a HEIF image, .*lens-core\[heif\]"):
             read(data)
+
+
+def test_a_lack_of_memory_is_no_damage(tmp_path):
+    Image.new("1", (8000, 8000)).save(tmp_path / "large.png")
+    script = """
+import resource, sys
+from pathlib import Path
+from lens_core.images import decode
+data = Path(sys.argv[1]).read_bytes()
+used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (100 << 20),) * 2)
+try:
+    decode(data)
+except MemoryError:
+    print("out of memory")
+"""
+    done = subprocess.run([sys.executable, "-c", script, tmp_path / "large.png"], capture_output=True, text=True)
+    assert done.stdout == "out of memory\n", done.stderr

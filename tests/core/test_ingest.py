@@ -242,8 +242,10 @@ def test_a_name_in_another_encoding_is_shown_escaped(ingest, photos):
     for colour, letter in enumerate([b"\xe8", b"\xe9"]):
         (photos / os.fsdecode(b"caf" + letter + b".png")).write_bytes(picture(colour))
     (photos / "bad.png").write_bytes(b"")
+    (photos / os.fsdecode(b"gone\xe9.png")).symlink_to("nowhere")
     artifact, _ = ingest()
     assert names(artifact) == ["caf\\xe8.png", "caf\\xe9.png"]
+    assert "gone\\xe9.png: it does not exist" in drops(artifact)[-1]["reason"]
 
 
 def test_licence_source_url_and_metadata_are_kept(ingest, listed, tmp_path):
@@ -338,7 +340,7 @@ def test_asked_to_stop_it_leaves_nothing_that_looks_finished(pipeline, lens_regi
     loaded = load_pipeline(pipeline({"type": "scenes", "count": 100}), lens_registry)
     progress = Progress(stream=io.StringIO())
     progress.stop_asked = True
-    with pytest.raises(Stopped):
+    with pytest.raises(Stopped, match="in the middle of images; the same command begins that stage again"):
         run_pipeline(loaded, lens_registry, progress=progress)
     assert not (tmp_path / "run" / "images" / MANIFEST).exists()
     artifacts = run_pipeline(loaded, lens_registry, progress=Progress(stream=io.StringIO()))

@@ -290,9 +290,10 @@ def test_a_run_may_be_moved(made, tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("x.png", png(), "is no artefact of Lens, lies in none, and has no receipt"),
-        ("x.png", b"text", "is no artefact of Lens, lies in none, and has no receipt"),
-        ("x.txt", b"text", "is no artefact of Lens, lies in none, and has no receipt"),
+        ("x.png", png(), "is no artefact of Lens, lies in none, and is no PNG with a receipt"),
+        ("x.png", b"text", "is no artefact of Lens, lies in none, and is no PNG with a receipt"),
+        ("x.jpg", b"text", r"and is no PNG with a receipt \(for JPEG and WebP: lens verify\)"),
+        ("~no-such-user.png", None, "does not exist"),
         ("x.png", None, "does not exist"),
         ("folder", None, "does not exist"),
     ],
@@ -338,7 +339,7 @@ def test_the_command_prints_receipt_tree_and_settings(lens, tmp_path, picture):
 
 def test_the_command_says_no_in_one_line(lens, tmp_path):
     (tmp_path / "x.png").write_bytes(png())
-    for name in ("x.png", "nowhere.png"):
+    for name in ("x.png", "nowhere.png", "~nowhere.png", "~no-such-user/x"):
         done = lens("trace", name)
         assert (done.returncode, done.stdout) == (2, "")
         assert done.stderr.startswith(f"lens: {name} ")

@@ -89,6 +89,9 @@ def test_show_prints_options(lens):
     done = lens("plugins", "show", "stage", "numbers", fakes=("good",))
     assert "count: integer (> 0) = 3" in done.stdout
     assert "How many numbers." in done.stdout
+    for kind, name in [("safety-checkers", "block-list"), ("text encoders", "small"), ("text-encoder", "small")]:
+        shown = lens("plugins", "show", kind, name)
+        assert shown.returncode == 0, shown.stderr
     unknown = lens("plugins", "show", "gadget", "numbers")
     assert unknown.returncode == 2
     assert "there is no kind 'gadget'" in unknown.stderr

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import re
+import threading
+import time
 
 import pytest
 
@@ -18,8 +20,6 @@ def fast_lines(monkeypatch):
 
 
 def wait_for(stream, pattern):
-    import time
-
     deadline = time.monotonic() + 10
     while not re.search(pattern, stream.getvalue()) and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -180,3 +180,25 @@ def test_parts_side_by_side_share_a_live_display():
     told = stream.getvalue()
     for words in ("captions: one > model", "captions: two > model", "7/10 steps", "2/2 cells"):
         assert words in told, words
+
+
+def test_a_number_that_comes_while_a_line_is_written(fast_lines):
+    class Slow:
+        """Takes a while to be written out."""
+
+        def __str__(self):
+            writing.set()
+            time.sleep(0.05)
+            return "slow"
+
+    writing, stream = threading.Event(), io.StringIO()
+    progress = Progress(stream=stream, live=False)
+    progress.open("train")
+    progress.start(10, "steps")
+    progress.update(1, loss=Slow())
+    for number in range(3):
+        writing.clear()
+        assert writing.wait(10), "no line is written any more"
+        progress.update(2, **{f"more{number}": 1})
+    wait_for(stream, r"loss slow  more0 1  more1 1  more2 1")
+    progress.close("stage-done")

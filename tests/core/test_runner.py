@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import io
 import json
 import os
 import random
@@ -14,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from lens_core.errors import RunFolderError
+from lens_core.errors import LensError, RunFolderError, StorageError
 from states import state_of
 
 FAKES = Path(__file__).resolve().parents[1] / "fakes"
@@ -47,17 +50,25 @@ def start(tmp_path, file, *options):
     return subprocess.Popen(command, cwd=tmp_path, env=env, stderr=subprocess.PIPE, text=True)
 
 
-def stop_midway(tmp_path, process, number=signal.SIGINT):
-    """Ask it to stop once it has some numbers; what it said, and the journal that it leaves."""
+def stop_midway(tmp_path, process, number=signal.SIGINT, *, size=9, again=None):
+    """Ask it to stop once it has some numbers; what it said, and the journal that it leaves.
+
+    Args:
+        size: of the journal by then, at least.
+        again: seconds to wait before another signal, and which.
+    """
     began, deadline = time.time_ns(), time.monotonic() + 60
 
     def has_some(journal):
-        return journal.exists() and journal.stat().st_mtime_ns > began and journal.stat().st_size > 8
+        return journal.exists() and journal.stat().st_mtime_ns > began and journal.stat().st_size >= size
 
     while not has_some(journal := state_of(tmp_path / "run", "a") / "journal"):
         assert time.monotonic() < deadline
         time.sleep(0.02)
     process.send_signal(number)
+    if again:
+        time.sleep(again[0])
+        process.send_signal(again[1])
     _, said = process.communicate(timeout=60)
     assert process.returncode == 3, said
     return said, journal
@@ -154,6 +165,19 @@ def test_a_signal_saves_and_stops_with_code_3(lens, pipeline, tmp_path, number):
     assert done.returncode == 0
 
 
+def test_a_signal_that_comes_twice_is_one_request(pipeline, tmp_path):
+    """As torchrun passes on what a scheduler sends to every process as well."""
+    process = start(tmp_path, pipeline(count=500, pause=3))
+    said, _ = stop_midway(tmp_path, process, signal.SIGTERM, size=1, again=(1.5, signal.SIGTERM))
+    assert said.splitlines()[-1].startswith("lens: stopped at number")
+
+
+def test_ctrl_c_twice_does_not_wait(pipeline, tmp_path):
+    process = start(tmp_path, pipeline(count=500, pause=100))
+    said, _ = stop_midway(tmp_path, process, size=1, again=(1.5, signal.SIGINT))
+    assert said.splitlines()[-1].startswith("lens: interrupted")
+
+
 ANEW = "(begun anew: its settings or sources changed; what was begun before is kept until it is done)"
 
 
@@ -208,7 +232,7 @@ def test_a_foreign_folder_is_refused(lens, pipeline, tmp_path):
 
 def test_a_folder_in_which_a_peer_begins_just_now_is_not_foreign(pipeline, tmp_path, with_fakes):
     from lens_core.config.pipeline import load_pipeline
-    from lens_core.pipeline.runner import _describe_run, _refuse_foreign
+    from lens_core.pipeline.run_folder import describe_run, refuse_foreign
 
     loaded = load_pipeline(pipeline(), with_fakes("good"))
     runs = [str(tmp_path / f"run-{number}") for number in range(400)]
@@ -219,7 +243,7 @@ def test_a_folder_in_which_a_peer_begins_just_now_is_not_foreign(pipeline, tmp_p
     def peer():
         for run in runs:
             together.wait()
-            _describe_run(loaded, run, None)
+            describe_run(loaded, run, None)
 
     beginning = threading.Thread(target=peer)
     beginning.start()
@@ -228,7 +252,7 @@ def test_a_folder_in_which_a_peer_begins_just_now_is_not_foreign(pipeline, tmp_p
         together.wait()
         try:
             while not Path(run, "resolved.yaml").exists():
-                _refuse_foreign(loaded, run)
+                refuse_foreign(loaded, run)
         except RunFolderError as error:
             refused.append(str(error))
     beginning.join()
@@ -263,6 +287,83 @@ def test_unwritable_run_folder(lens, pipeline, tmp_path):
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert "the run folder file/run cannot be made" in line
+
+
+def test_a_run_folder_that_cannot_be_locked_or_described_is_one_line(pipeline, tmp_path, with_fakes, monkeypatch):
+    from lens_core.config.pipeline import load_pipeline
+    from lens_core.pipeline.lock import locked, shared
+    from lens_core.pipeline.runner import run_pipeline
+    from lens_core.storage.leases import own_folder
+
+    registry = with_fakes("good")
+    loaded = load_pipeline(pipeline(run=tmp_path / "run"), registry)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".lock").symlink_to("/dev/full")
+    with pytest.raises(RunFolderError, match="run cannot be written: invalid argument"):
+        run_pipeline(loaded, registry)
+    with (
+        pytest.raises(RunFolderError, match="run cannot be written: invalid argument"),
+        shared(str(tmp_path / "run"), worker="one", lease_s=3),
+    ):
+        pass
+
+    def flock(*_):  # as a mount without locks has it
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(RunFolderError, match="run cannot be locked: no locks available"), locked(str(tmp_path / "run")):
+        pass
+    with pytest.raises(StorageError, match=r"cannot lock .*: no locks available"), own_folder(tmp_path / "cache"):
+        pass
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match=r"cannot write .*: not a directory"), own_folder(tmp_path / "file" / "x"):
+        pass
+
+
+def test_private_state_that_cannot_be_kept_is_one_line(lens, pipeline, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".state").touch()
+    done = lens("run", pipeline(), fakes=("good",))
+    assert done.returncode == 2
+    assert done.stderr == "lens: cannot write run/.state: file exists\n"
+
+
+def test_a_store_that_fails_at_the_end_hides_nothing(pipeline, tmp_path, with_fakes, bucket, monkeypatch):
+    """The stage's own error is told, and where the events are."""
+    from lens_core.config.pipeline import load_pipeline
+    from lens_core.pipeline.progress import Progress
+    from lens_core.pipeline.runner import run_pipeline
+    from lens_core.storage import urls
+
+    registry = with_fakes("good")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    loaded = load_pipeline(pipeline(run=f"{bucket}/run"), registry, ["b.fail_at=2"])
+    said = io.StringIO()
+    really = urls.write_bytes
+
+    def write_bytes(url, data):
+        if url.endswith("/events.jsonl"):
+            raise StorageError(f"cannot write {url}: connection refused")
+        really(url, data)
+
+    monkeypatch.setattr(urls, "write_bytes", write_bytes)
+    with pytest.raises(LensError, match="told to fail"):
+        run_pipeline(loaded, registry, progress=Progress(stream=said))
+    (events,) = (tmp_path / "cache").rglob("events.jsonl")
+    assert f"warning: the run's events stay in {events}: cannot write" in said.getvalue()
+
+
+def test_what_a_killed_trial_of_the_store_left_is_not_foreign(pipeline, tmp_path, with_fakes, bucket):
+    from lens_core.config.pipeline import load_pipeline
+    from lens_core.pipeline.run_folder import refuse_foreign
+    from lens_core.storage import urls
+
+    loaded = load_pipeline(pipeline(run=f"{bucket}/run"), with_fakes("good"))
+    urls.write_bytes(f"{bucket}/run/.exclusive-0a1b2c3d", b"one")
+    refuse_foreign(loaded, f"{bucket}/run")
+    urls.write_bytes(f"{bucket}/run/cat.jpg", b"miaow")
+    with pytest.raises(RunFolderError, match=r"cat\.jpg"):
+        refuse_foreign(loaded, f"{bucket}/run")
 
 
 def test_unreadable_pipeline(lens):

@@ -20,6 +20,8 @@ from lens_core.errors import ArtifactError
 from lens_core.storage.artifacts import Artifact, OutputFolder
 from lens_core.storage.shards import INDEX, ImageRow, ShardReader, ShardWriter, image_key
 
+OPEN_FILES = Path("/proc/self/fd")
+
 
 def row(data, **options):
     known = {"name": "x", "width": 3, "height": 2, "format": "png"}
@@ -257,3 +259,22 @@ def test_a_column_less_is_an_error_and_one_more_is_not(three):
     pq.write_table(table.drop_columns(["offset"]), index)
     with pytest.raises(ArtifactError, match=r"index.parquet is damaged: .*offset"):
         ShardReader(artifact)
+
+
+def test_of_many_shards_few_are_open(tmp_path):
+    rows = [row(bytes([number]) * 100) for number in range(60)]
+    reader = ShardReader(store(tmp_path, rows, max_bytes=1))
+    before = len(list(OPEN_FILES.iterdir()))
+    for _ in range(2):
+        assert [found.data for found in reader] == [made.data for made in rows]
+    assert len(set(reader.columns["shard"])) == 60
+    assert len(list(OPEN_FILES.iterdir())) - before <= 16
+    reader.close()
+
+
+def test_a_shard_that_cannot_be_read_is_named(three):
+    reader = ShardReader(three[0])
+    reader.columns["offset"][0] = -1  # such a seek fails as on a disk that is broken
+    with pytest.raises(ArtifactError, match=r"cannot read .*shard-00000\.tar: invalid argument"):
+        reader[0]
+    reader.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from pathlib import Path
 
@@ -66,8 +67,79 @@ def test_the_home_folder_is_the_same_everywhere(tmp_path, monkeypatch):
     assert urls.ls("~/runs") == list(urls.walk("~/runs")) == ["file"]
     assert urls.read_ranges([("~/runs/file", 1, 2)]) == [b"at"]
     assert urls.resolve("~/photos", "/somewhere") == "~/photos"
+    assert urls.resolve("~no-such-user/photos", "/somewhere") == "/somewhere/~no-such-user/photos"
     urls.remove("~/runs", recursive=True)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_names_that_begin_like_a_home_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("~backup.png", "~no-such-user/x"):
+        assert not urls.exists(name)
+        urls.write_bytes(name, b"data")
+        assert (tmp_path / name).read_bytes() == urls.read_bytes(name) == b"data"
+
+
+def test_links_to_folders_are_followed_and_each_folder_is_entered_once(tmp_path):
+    for name in ("photos/b/x.png", "elsewhere/deep/y.png", "elsewhere/z.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    photos = tmp_path / "photos"
+    (photos / "a").symlink_to("b")  # sorts before the folder itself, whose own name counts all the same
+    (photos / "c").symlink_to(tmp_path / "elsewhere")
+    (photos / "d").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "deep" / "up").symlink_to(photos)
+    (photos / "gone.png").symlink_to("nowhere")
+    (photos / "file.png").symlink_to("b/x.png")
+    found = ["b/x.png", "c/deep/y.png", "c/z.png", "file.png", "gone.png"]
+    assert list(urls.walk(str(photos))) == list(urls.walk(f"file://{photos}/")) == found
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    synced = []
+
+    def sync(number, really=os.fsync):
+        synced.append((os.fstat(number).st_ino, (tmp_path / "target").exists()))
+        really(number)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    (tmp_path / "source").write_bytes(b"data")
+    urls.put_file(str(tmp_path / "target"), tmp_path / "source")
+    assert synced == [((tmp_path / "target").stat().st_ino, False)]
+
+
+@pytest.mark.parametrize("key", ["ETag", "LastModified", "etag", "last_modified", "blob_id", "last_commit"])
+def test_a_version_is_more_than_the_size_whatever_a_store_calls_it(key):
+    import fsspec
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    class Store(MemoryFileSystem):
+        """Says what the others say: s3fs in capitals, adlfs and gcsfs without, the hub by commits."""
+
+        protocol = f"store-{key.lower()}"
+        says = "1"
+
+        def info(self, path, **_):
+            return {"name": path, "size": 3, "type": "file", key: self.says}
+
+    fsspec.register_implementation(Store.protocol, Store, clobber=True)
+    before = urls.version(f"{Store.protocol}://x")
+    Store.says = "2"
+    assert urls.version(f"{Store.protocol}://x") != before
+
+
+def test_reading_no_more_than_so_much(root, tmp_path):
+    url = urls.join(root, "ten")
+    urls.write_bytes(url, b"0123456789")
+    assert urls.read_at_most(url, 10) == b"0123456789"
+    with pytest.raises(StorageError, match="ten has more than 9 bytes"):
+        urls.read_at_most(url, 9)
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("pipe", "../../../../../../dev/zero"):
+        with pytest.raises(StorageError, match="no regular file"):
+            urls.read_at_most(str(tmp_path / name), 9)
+    with pytest.raises(StorageError, match=r"cannot read .*null byte"):
+        urls.read_at_most(str(tmp_path / "a\0b"), 9)
 
 
 def test_absent_things_are_told_in_one_line(root):

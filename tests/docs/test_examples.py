@@ -101,7 +101,9 @@ def test_yaml_is_valid(block, lens_registry, tmp_path):
             assert lens_registry.parse("stages", stage).name
 
 
-@pytest.mark.parametrize("file", sorted(ROOT.glob("examples/*/pipeline.yaml")), ids=lambda file: file.parent.name)
+@pytest.mark.parametrize(
+    "file", sorted(ROOT.glob("examples/*/*.yaml")), ids=lambda file: f"{file.parent.name}/{file.stem}"
+)
 def test_example_pipelines_are_valid(file, lens):
     done = lens("check", str(file))
     assert done.returncode == 0, done.stderr

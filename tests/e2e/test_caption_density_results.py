@@ -19,7 +19,6 @@ ROOT = Path(__file__).resolve().parents[2]
 PIPELINE = ROOT / "examples" / "caption-density" / "pipeline.yaml"
 FINDINGS = ROOT / "docs" / "reports" / "caption-density" / "tables" / "findings.json"
 PAGE = ROOT / "docs" / "explanation" / "caption-density.md"
-REPORT = "first-report"
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +29,7 @@ def stages(lens_registry):
 @pytest.fixture(scope="module")
 def ablations(stages):
     """As the report reads them, but for their pictures."""
-    return {name: ablation_of(stages[name]) for name in stages[REPORT].sources}
+    return {name: ablation_of(stages[name]) for name in stages["report"].sources}
 
 
 def ablation_of(stage):
@@ -56,7 +55,7 @@ def same(one, other):
 
 
 def test_the_findings_are_those_of_the_rows(stages, ablations):
-    found = json.loads(json.dumps(as_json(find(ablations, stages[REPORT]))))
+    found = json.loads(json.dumps(as_json(find(ablations, stages["report"]))))
     assert same(found, json.loads(FINDINGS.read_text()))
 
 
@@ -69,10 +68,16 @@ def rows_of(text, columns):
     return [[cell.replace("*", "") for cell in row] for row in rows if len(row) == columns]
 
 
-def told_by_report(ablation):
+def told_by_page(section, columns):
+    """The cells of a section's table by the first word of their row."""
+    text = PAGE.read_text().split(f"\n## {section}\n")[1].split("\n## ")[0]
+    return {row[0].split()[0]: row[1:] for row in rows_of(text, columns)}
+
+
+def told_by_report(ablation, against=""):
     """The report's cells of an ablation by arm and skill, with the difference to the baseline and its p value."""
     report = (FINDINGS.parents[1] / "report.md").read_text()
-    rows = rows_of(report.split(f"## {ablation}: every skill")[1].split("## ")[0], 7)
+    rows = rows_of(report.split(f"## {ablation}: every skill{against}\n")[1].split("## ")[0], 7)
     told = {}
     for name, *cells in rows:  # "dense, single", or "dense-half (against brief-half), single"
         arm, skill = re.match(r"([\w-]+).*, (\w+)$", name).groups()
@@ -82,20 +87,52 @@ def told_by_report(ablation):
 
 def test_the_main_table_of_the_page_is_that_of_the_report():
     """Whose cells it has, but a skill a row."""
-    told = {row[0].split()[0]: row[1:] for row in rows_of(PAGE.read_text(), 7)}
-    cells = told_by_report("captions")
+    told = told_by_page("What came out", 9)
+    cells, others = told_by_report("captions"), told_by_report("captions", ", against alt-text")
     for skill in SKILLS:
         own = [cells[arm, skill][0] for arm in ("alt-text", "brief", "mixed", "dense")]
-        assert told[skill] == [*own, *cells["dense", skill][1:]]
+        assert told[skill] == [*own, *cells["dense", skill][1:], *others["dense", skill][1:]]
 
 
-def test_the_table_of_more_and_less_compute_is_that_of_the_report():
-    told = {row[0].split()[0]: row[1:] for row in rows_of(PAGE.read_text(), 8)}
-    cells = told_by_report("compute")
+@pytest.mark.parametrize(
+    ("section", "ablation", "small", "large"),
+    [
+        ("With half and with twice the compute", "compute", "half", "twice"),
+        ("A smaller and a larger model", "sizes", "1m", "9m"),
+        ("Fewer pictures", "data", "1k", "4k"),
+    ],
+)
+def test_tables_of_two_scales_are_those_of_the_report(section, ablation, small, large):
+    told = told_by_page(section, 9)
+    cells = told_by_report(ablation)
     for skill in SKILLS:
-        half, twice = ([cells[f"{kind}-{size}", skill] for kind in ("brief", "dense")] for size in ("half", "twice"))
-        means = [[kind[0].split(" (")[0] for kind in pair] for pair in (half, twice)]
-        assert told[skill] == [*means[0], half[1][1], *means[1], *twice[1][1:]]
+        less, more = ([cells[f"{kind}-{scale}", skill] for kind in ("brief", "dense")] for scale in (small, large))
+        means = [[kind[0].split(" (")[0] for kind in pair] for pair in (less, more)]
+        assert told[skill] == [*means[0], *less[1][1:], *means[1], *more[1][1:]]
+
+
+def test_the_table_of_wrong_facts_is_that_of_the_report():
+    told = told_by_page("What mistakes cost", 6)
+    arms = [("captions", "dense"), *(("noise", f"wrong-{share}") for share in (5, 15, 40)), ("captions", "brief")]
+    for skill in SKILLS:
+        assert told[skill] == [told_by_report(ablation)[arm, skill][0].split(" (")[0] for ablation, arm in arms]
+
+
+def row_of(title, arm):
+    """An arm's cells in a table of the report."""
+    section = (FINDINGS.parents[1] / "report.md").read_text().split(f"## {title}\n")[1].split("## ")[0]
+    return re.search(rf"^\| {arm}(?: †)? \| (.*) \|$", section, re.MULTILINE)[1].split(" | ")
+
+
+def test_the_table_of_exploratory_arms_is_that_of_the_report(stages):
+    told = told_by_page("What is it in dense captions that helps?", 9)
+    arms = {"dense": "captions"} | dict.fromkeys(stages["exploratory"].arms, "exploratory")
+    assert told.keys() - {"Captions"} == arms.keys()
+    for arm, ablation in arms.items():
+        words = row_of("In one table" if arm == "dense" else f"{ablation}: the arms", arm)[1]
+        steps = row_of(f"{ablation}: training and what it cost", arm)[2]
+        cells = told_by_report(ablation)
+        assert told[arm] == [words, steps, *(cells[arm, skill][0].split(" (")[0] for skill in SKILLS[:-1])]
 
 
 def test_every_cell_cost_what_it_was_given(ablations):

@@ -26,6 +26,26 @@ def tiny_model(folder: Path, **options: Any) -> Path:
     return folder
 
 
+def half_model(folder: Path) -> Path:
+    """A tiny model stored in bfloat16 but for its text encoder, with a random autoencoder of diffusers."""
+    import json
+
+    import torch
+    from diffusers import AutoencoderKL
+
+    from lens_core.diffusion.model_folder import load_model_folder
+    from lens_core.diffusion.weights.checkpoint import save_weights
+
+    save_weights(load_model_folder(str(tiny_model(folder))).transformer.to(torch.bfloat16), folder / "transformer")
+    torch.manual_seed(0)
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 3, "up_block_types": ("UpDecoderBlock2D",) * 3}
+    vae = AutoencoderKL(**blocks, block_out_channels=(8, 8, 16), norm_num_groups=4, latent_channels=3)
+    vae.to(torch.bfloat16).save_pretrained(folder / "vae")
+    lens = json.loads((folder / "lens.json").read_text())
+    (folder / "lens.json").write_text(json.dumps({**lens, "autoencoder": {"type": "autoencoder-kl", "patch": 4}}))
+    return folder
+
+
 def tiny_lora(file: Path, seed: int = 0, strength: float = 0.5, *, dora: bool = False) -> Path:
     """Save a random LoRA (or DoRA) for such models in `file`, and return that."""
     import torch

@@ -144,6 +144,20 @@ def test_requests_one_after_the_other_and_all_at_once_are_answered(port, patienc
             got += client.recv(1000)
 
 
+def test_so_many_requests_may_wait_behind_another(port):
+    """What does not fit into one piece is not read before some are answered, so they are sent at once."""
+    before = len(ASKED)
+    with connect(port) as client:
+        client.sendall(b"GET / HTTP/1.1\r\n\r\n" * 14_000)
+        assert is_ended(client)
+    assert len(ASKED) - before <= 1 + connection.MAX_PIPELINED
+    with connect(port) as client:
+        client.sendall(b"GET /2 HTTP/1.1\r\n\r\n" * (1 + connection.MAX_PIPELINED))
+        got = b""
+        while got.count(b"200 OK") < 1 + connection.MAX_PIPELINED:
+            got += client.recv(1000)
+
+
 def test_who_does_not_read_is_left(web, port):
     with connect(port, receive_buffer=4096) as client:
         client.sendall(b"GET /50000000 HTTP/1.1\r\nhost: x\r\n\r\n")

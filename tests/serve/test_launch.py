@@ -17,6 +17,7 @@ import httpx2
 import pytest
 import yaml
 
+from lens_serve.admission.keys import add
 from serve.live import ENDLESS, WAIT_S, wait_until
 
 LENS = Path(sys.executable).with_name("lens")
@@ -88,8 +89,8 @@ def server(start, tiny_folder):
     return made
 
 
-def post(url, body):
-    return httpx2.post(f"{url}/v1/images/generations", json=body, timeout=WAIT_S)
+def post(url, body, headers=None):
+    return httpx2.post(f"{url}/v1/images/generations", json=body, headers=headers, timeout=WAIT_S)
 
 
 def test_a_server_drains(server):
@@ -165,6 +166,7 @@ def test_the_command_draws_what_lens_generate_draws(server, lens, tmp_path, tiny
         (["--model", "x", "--host", "0.0.0.0", "--port", "0"], "--insecure"),
         (["--model", "x", "--keys", "nowhere.json", "--port", "0"], "nowhere.json: there is no such file of API keys"),
         (["--model", "x", "--port", "TAKEN"], "choose another with --port"),
+        (["--model", "x", "--host", "foo..bar", "--insecure", "--port", "0"], "'foo..bar' is no name of a host"),
         (["--model", "x", "--port", "0", "--set", "listen.metrics_port=TAKEN"], "choose another, or null"),
     ],
     ids=lambda value: value if isinstance(value, str) else " ".join(value) or "nothing",
@@ -181,7 +183,10 @@ def test_mistakes_are_one_line(start, arguments, words):
 
 
 def test_a_pipeline_may_end_in_a_server(start, tmp_path):
-    """It serves what was trained, until the run is stopped; run again, it serves again without training again."""
+    """It serves what was trained, until the run is stopped; run again, it serves again without training again.
+
+    The pipeline lies elsewhere: the model's folder starts here, and the file of keys there.
+    """
     stages = [
         {"name": "images", "type": "ingest", "source": {"type": "scenes", "count": 12}},
         {"name": "dense", "type": "caption", "source": "images", "captioner": {"type": "scene-graph"}},
@@ -197,18 +202,20 @@ def test_a_pipeline_may_end_in_a_server(start, tmp_path):
             "name": "server",
             "type": "serve",
             "source": "toy",
-            "listen": {"port": 0, "metrics_port": None},
+            "listen": {"port": 0, "metrics_port": None, "keys": "keys.json"},
             "engine": {"device": "cpu", "threads": 1},
         },
     ]
-    (tmp_path / "pipeline.yaml").write_text(yaml.safe_dump({"run": "run", "stages": stages}))
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "pipeline.yaml").write_text(yaml.safe_dump({"run": "run", "stages": stages}))
+    headers = {"authorization": f"Bearer {add(tmp_path / 'sub' / 'keys.json', 'Ada')[0]}"}
     for number in range(2):
-        made = start("run", "pipeline.yaml")
+        made = start("run", "sub/pipeline.yaml")
         url = made.url
         wait_until(lambda url=url: httpx2.get(f"{url}/health/ready").status_code == 200, "the engine")
-        answer = post(url, QUICK)
+        answer = post(url, QUICK, headers)
         assert answer.status_code == 200
-        assert httpx2.get(f"{url}/v1/models").json()["data"][0]["id"] == "toy"
+        assert httpx2.get(f"{url}/v1/models", headers=headers).json()["data"][0]["id"] == "toy"
         made.process.send_signal(signal.SIGTERM)
         assert made.end() == 3
         assert made.lines[-1] == "lens: served 1 images; the same command serves again"

@@ -61,6 +61,12 @@ def test_paths_that_are_typed_start_here(tmp_path, monkeypatch):
     assert settings.output.store == str(tmp_path / "conf" / "out")
 
 
+def test_names_of_files_are_any_text():
+    settings = settings_from(models=["x"], listen={"keys": "🔑.json"}, loras=["ink=🦑.safetensors"])
+    assert settings.listen.keys == "🔑.json"
+    assert settings.models[0].loras == {"ink": "🦑.safetensors"}
+
+
 @pytest.mark.parametrize(
     ("content", "options"),
     [

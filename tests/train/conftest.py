@@ -108,23 +108,11 @@ def publish_for_all(tmp_path_factory):
 @pytest.fixture(scope="session")
 def run_stage(tmp_path_factory):
     """Run one stage outside a pipeline: `run_stage(registry, config, inputs)` gives its output folder and stats."""
-    from lens_core.pipeline.context import StageContext
+    from train.contexts import context_in
 
     def run(registry, config, inputs, progress=None):
         folder = tmp_path_factory.mktemp(config.name)
-        (folder / "state").mkdir()
-        output = OutputFolder(str(folder / config.name), folder / "scratch")
-        context = StageContext(
-            name=config.name,
-            inputs=tuple(inputs),
-            output=output,
-            state_dir=folder / "state",
-            run_url=str(folder),
-            base=str(folder),
-            seed=3,
-            registry=registry,
-            progress=progress or Progress(stream=io.StringIO(), live=False),
-        )
+        context = context_in(folder, registry, inputs, name=config.name, progress=progress)
         stats = registry.spec("stages", config.type).load_target()(config, context)
         return folder / config.name, stats
 
@@ -178,15 +166,17 @@ def few(run_stages, lens_registry, tmp_path_factory):
 def training_set(captions, registry, folder, *, image_size=None, memory_bytes=1e9, layers=None, validation=None):
     """Open a set of captioned images, with the tokens of a small text encoder fitted to them."""
     from lens_core.diffusion.text_encoders.small.encoder import SmallTextEncoder
-    from lens_train.data.training_set import captions_by_key, open_training_set, pictures_of
+    from lens_core.storage.captions import read_texts
+    from lens_train.data.pictures import images_of
+    from lens_train.data.training_set import open_training_set
     from lens_train.parallel.world import World
 
-    by_key = captions_by_key(captions, layers)
-    texts = [text for own in by_key.values() for text in own]
+    texts = (text for _, text in read_texts(captions, layers=layers))
     return open_training_set(
         folder / "manifest",
-        pictures_of(captions, by_key, image_size=image_size, stride=8, seed=3),
-        by_key,
+        images_of(captions, image_size=image_size, stride=8, seed=3),
+        captions,
+        layers=layers,
         memory_bytes=memory_bytes,
         tokenize=SmallTextEncoder.fit(registry.parse("text_encoders", "small"), texts, seed=3).tokenize,
         on_image=lambda done, total: None,

@@ -115,21 +115,27 @@ def oracle_folder(registry, output, *, mute=False):
 
 def registry_with_oracle():
     """What is installed, and these two."""
+    return registry_with(
+        {
+            "models": ModelSpec(
+                name="oracle",
+                summary="Draws what the prompt says.",
+                config=f"{__name__}:OracleConfig",
+                target=f"{__name__}:Oracle",
+            ),
+            "text_encoders": TextEncoderSpec(
+                name="letters",
+                summary="Hands the prompt over letter by letter.",
+                config=f"{__name__}:LettersConfig",
+                target=f"{__name__}:Letters",
+            ),
+        }
+    )
+
+
+def registry_with(own):
+    """What is installed, and a plugin with these specs, by kind."""
     installed = load_registry()
     offers = [offer for kind in KINDS for name in installed[kind] for offer in installed[kind].offers[name]]
-    plugin = Plugin(name="oracle", module=__name__, distribution="tests", version="0")
-    own = {
-        "models": ModelSpec(
-            name="oracle",
-            summary="Draws what the prompt says.",
-            config=f"{__name__}:OracleConfig",
-            target=f"{__name__}:Oracle",
-        ),
-        "text_encoders": TextEncoderSpec(
-            name="letters",
-            summary="Hands the prompt over letter by letter.",
-            config=f"{__name__}:LettersConfig",
-            target=f"{__name__}:Letters",
-        ),
-    }
+    plugin = Plugin(name="own", module=__name__, distribution="tests", version="0")
     return registry_of([*offers, *(Offer(kind=kind, spec=spec, plugin=plugin) for kind, spec in own.items())])

@@ -10,6 +10,8 @@ import pytest
 from PIL import Image
 
 from lens_core.errors import ArtifactError, LensError, StorageError
+from lens_core.pipeline import runner
+from lens_core.pipeline.run_folder import STATE
 from lens_core.storage import urls
 from lens_core.storage.artifacts import load_artifact
 from lens_core.storage.captions import CAPTIONS, CaptionRow, write_captions
@@ -37,12 +39,25 @@ def copied(scenes, tmp_path):
 
 
 @pytest.fixture
-def refused(run_stage, lens_registry):
-    """Train, and be refused; returns what is said."""
+def refused(lens_registry, tmp_path, progress):
+    """Train, and be refused; returns what is said. Nothing is left in the model's folder, nor under construction."""
 
     def train(inputs, error=LensError, **options):
+        run = tmp_path / "refused"
         with pytest.raises(error) as caught:
-            run_stage(lens_registry, lens_registry.parse("stages", TRAIN | options), inputs)
+            runner.run_stages(
+                [lens_registry.parse("stages", TRAIN | options)],
+                run_url=str(run),
+                state_root=run / STATE,
+                base=str(tmp_path),
+                seed=3,
+                registry=lens_registry,
+                progress=progress,
+                given={artifact.name: artifact for artifact in inputs},
+            )
+        assert list((run / "model").iterdir()) == []
+        half_written = [path for path in run.rglob("*") if path.suffix in {".tmp", ".partial"}]
+        assert [*half_written, *run.rglob("scratch")] == []
         (line,) = str(caught.value).splitlines()
         return line
 

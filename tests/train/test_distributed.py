@@ -36,9 +36,9 @@ stages:
 CLOCKS = ("seconds", "_per_s", "mfu", "hfu", "data_wait", "encoder_share", "memory_gb")
 
 
-def start(folder, ranks, *options, restarts=0):
+def start(folder, ranks, *options, restarts=0, text=PIPELINE):
     """The pipeline, by one process or by torchrun with several, in a session of its own."""
-    (folder / "pipeline.yaml").write_text(PIPELINE)
+    (folder / "pipeline.yaml").write_text(text)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
     launcher += ["--max-restarts", str(restarts)]
     command = ["lens_train", "pipeline.yaml", *options]
@@ -137,6 +137,18 @@ def test_two_ranks_killed_go_on_as_one(runs, tmp_path):
     assert_close(curves(tmp_path), curves(runs[1]))
 
 
+def test_ranks_with_images_of_other_sizes_weigh_by_tokens_as_one(tmp_path):
+    sizes = ("stages.images.source.size=128", "stages.model.image_size={bases: {64: 1, 128: 1}}")
+    settings = (*sizes, "stages.model.objective.weight=tokens", "stages.model.budget.steps=3")
+    for ranks in (1, 2):
+        (tmp_path / str(ranks)).mkdir()
+        finish(tmp_path / str(ranks), ranks, *(part for one in settings for part in ("--set", one)))
+    one, two = (curves(tmp_path / str(ranks)) for ranks in (1, 2))
+    assert [line["loss"] for line in two] == pytest.approx([line["loss"] for line in one], rel=1e-5)
+    assert [line["grad_norm"] for line in two] == pytest.approx([line["grad_norm"] for line in one], rel=1e-4)
+    assert one[0]["image_tokens"] not in {8 * 64, 8 * 256}
+
+
 def test_an_unreadable_image_in_a_pack_of_its_own_is_passed_over_by_all_ranks(runs, tmp_path):
     """Sharded weights want all ranks in every pass, also the one that has nothing to compute on."""
     for ranks in (1, 2):
@@ -149,7 +161,9 @@ def test_an_unreadable_image_in_a_pack_of_its_own_is_passed_over_by_all_ranks(ru
             shard.seek(columns["offset"][7])
             shard.write(b"damaged!")
         streamed = ("--set", "stages.model.batch.samples=1", "--set", "stages.model.data.memory_gb=0")
-        finish(tmp_path / str(ranks), ranks, *streamed)
+        said = finish(tmp_path / str(ranks), ranks, *streamed)
+        assert said.count(f"image {columns['key'][7]} cannot be read: ") == 1
+        assert curves(tmp_path / str(ranks))[-1]["bad_samples"] == 1
         stats = load_artifact(str(tmp_path / str(ranks) / "run" / "model")).stats
         assert (stats["bad_samples"], stats["images"], stats["steps"]) == (1, 23, 12)
     assert_close(curves(tmp_path / "2"), curves(tmp_path / "1"))
@@ -168,10 +182,14 @@ def test_torchrun_starts_again_after_losing_a_rank(runs, tmp_path, lost):
     assert weights(tmp_path) == weights(runs[2])
 
 
-def test_a_signal_to_torchrun_saves_and_ends(runs, tmp_path):
+@pytest.mark.parametrize("to_all", [False, True], ids=["alone", "and-to-all-ranks"])
+def test_a_signal_to_torchrun_saves_and_ends(runs, tmp_path, to_all):
+    """Schedulers signal every process, and torchrun passes its signal on."""
     process = start(tmp_path, 2)
     assert 4 <= wait_for_checkpoint(tmp_path, process, 4) < 12
-    process.send_signal(signal.SIGTERM)
+    ranks = [worker(process, rank) for rank in (0, 1)] if to_all else []
+    for number in (*ranks, process.pid):
+        os.kill(number, signal.SIGTERM)
     said, _ = process.communicate(timeout=100)
     assert process.returncode != 0
     lines = {line for line in said.splitlines() if line.startswith("lens: ")}
@@ -181,6 +199,15 @@ def test_a_signal_to_torchrun_saves_and_ends(runs, tmp_path):
     assert f"goes on from step {step}" in finish(tmp_path, 2)
     assert curves(tmp_path) == curves(runs[2])
     assert weights(tmp_path) == weights(runs[2])
+
+
+def test_ranks_whose_stages_name_two_devices(tmp_path):
+    text = PIPELINE + "    device: cpu\n" + PIPELINE[PIPELINE.index("  - name: model") :].replace("model\n", "other\n")
+    process = start(tmp_path, 2, text=text)
+    said, _ = process.communicate(timeout=200)
+    assert process.returncode != 0
+    lines = {line for line in said.splitlines() if line.startswith("lens: ")}
+    assert lines == {"lens: device: torchrun's processes meet on one device, and the train stages name auto and cpu"}
 
 
 def test_ranks_that_cannot_share_the_packs(tmp_path):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import itertools
+import json
 from collections import Counter
 from functools import partial
+from typing import Literal
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -13,12 +15,16 @@ import pytest
 import scipy.stats
 from PIL import Image
 
+from lens_core.config.base import ComponentConfig
 from lens_core.diffusion.model_folder import load_model_folder
 from lens_core.diffusion.text_to_image import Request, generate
+from lens_core.errors import LensError
+from lens_core.specs import RewriterSpec
 from lens_core.storage.artifacts import load_artifact
+from lens_train.evaluation import rewriting
 from lens_train.evaluation.scenes.config import SKILLS
 from lens_train.stages.evaluate.stage import ANSWERS, SCORES, own_style
-from train.oracle import drawn, oracle_folder, registry_with_oracle
+from train.oracle import drawn, oracle_folder, registry_with, registry_with_oracle
 
 STYLES = ["alt-text", "brief", "dense"]
 PER_SKILL = 5
@@ -64,8 +70,6 @@ def evaluated(registry, models, run_stage):
 
 @pytest.fixture(scope="module")
 def scores(evaluated):
-    import json
-
     return json.loads((evaluated / SCORES).read_text())
 
 
@@ -121,6 +125,67 @@ def test_who_draws_what_dense_prompts_say_is_right_in_everything(scores):
     # Brief prompts name every object, and neither size nor place.
     assert [table["hears-brief", "brief", skill] for skill in ("single", "two", "count", "colour")] == [1, 1, 1, 1]
     assert table["hears-brief", "brief", "whole"] < 1
+
+
+def test_a_rewriter_says_more_and_judged_is_what_was_asked(registry, models, evaluator, run_stage, answers):
+    evaluate = {
+        "name": "scores",
+        "type": "evaluate",
+        "source": ["hears-brief"],
+        "evaluator": {"type": "scenes", "prompts_per_skill": PER_SKILL},
+        "rewriter": "scene-expander",
+    }
+    folder, _ = run_stage(registry, registry.parse("stages", evaluate), models[:1])
+    rewriter = registry.build("rewriters", registry.parse("rewriters", "scene-expander"))
+    tasks = {task.id: task for task in evaluator.tasks()}
+    rows = pq.read_table(folder / ANSWERS).to_pylist()
+    scores = json.loads((folder / SCORES).read_text())
+    assert scores["rewriter"] == {"type": "scene-expander"}
+    briefly = {row["prompt"] for row in rows if row["style"] == "brief"}
+    assert (scores["rewritten"]["brief"], scores["rewritten"]["dense"]) == (len(briefly), 0)
+    for row in rows:
+        assert [row["given"]] == rewriter.rewrite([row["prompt"]], seed=0)
+        assert row["correct"] == evaluator.score(tasks[row["task"]], drawn(row["given"], 32))
+    assert {row["prompt"] for row in rows} == {row["prompt"] for row in answers}
+    assert all(row["given"] != row["prompt"] for row in rows if row["style"] == "brief")
+    assert all(row["given"] == row["prompt"] for row in rows if row["style"] == "dense")
+    assert all(row["given"] == row["prompt"] for row in answers)
+
+
+class Flaky:
+    """Fails at every text, as often as it is told."""
+
+    times = 2
+
+    def __init__(self, config):
+        self.left = {}
+
+    def rewrite(self, prompts, *, seed=0):
+        (prompt,) = prompts
+        self.left.setdefault(prompt, self.times)
+        if self.left[prompt]:
+            self.left[prompt] -= 1
+            raise LensError("the endpoint is busy")
+        return [f"{prompt}, please"]
+
+
+class FlakyConfig(ComponentConfig):
+    type: Literal["flaky"] = "flaky"
+
+
+@pytest.mark.parametrize("times", [0, 2, 3])
+def test_a_rewriter_that_fails_is_asked_again(monkeypatch, times):
+    monkeypatch.setattr(rewriting, "PAUSES_S", (0, 0))
+    monkeypatch.setattr(Flaky, "times", times)
+    spec = RewriterSpec(name="flaky", summary="Fails.", config=f"{__name__}:FlakyConfig", target=f"{__name__}:Flaky")
+    registry, seen = registry_with({"rewriters": spec}), []
+    ask = partial(rewriting.rewrite, ["a", "b"], FlakyConfig(), registry, seed=0, on_text=seen.append)
+    if times == 3:
+        with pytest.raises(LensError, match="the endpoint is busy"):
+            ask()
+    else:
+        assert ask().texts == {"a": "a, please", "b": "b, please"}
+        assert seen == [1, 2]
 
 
 def test_a_models_own_style_is_that_of_its_captions(scores, models, scenes, publish_for_all):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from lens_train.optim.build import Optimizers, learning_rate_factor
 from lens_train.optim.config import OptimizerConfig
@@ -88,6 +89,12 @@ def test_settings_reach_the_optimisers(modules):
     adamw, (muon,) = split(Optimizers(OptimizerConfig(lr=0.5, muon_lr=0.25, betas=(0.8, 0.7)), modules))
     assert {(group["lr"], group["betas"]) for group in adamw.param_groups} == {(0.5, (0.8, 0.7))}
     assert {group["lr"] for group in muon.param_groups} == {0.25}
+
+
+@pytest.mark.parametrize("betas", [(0.9, 1.0), (-0.1, 0.99)])
+def test_a_decay_rate_lies_below_one(betas):
+    with pytest.raises(ValidationError, match=r"less than 1|greater than or equal to 0"):
+        OptimizerConfig(betas=betas)
 
 
 def test_a_factor_scales_the_peaks_and_does_not_add_up(modules):

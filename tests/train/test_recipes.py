@@ -58,6 +58,7 @@ def made(request, place):
             "stages.model.image_size": "{bases: {64: 1}}",
             "stages.model.budget": "{steps: 3}",
             "stages.model.threads": 1,
+            "stages.model.data.workers": 0,  # not eight processes for six photos
             "stages.model.watch": "{samples: {prompts: [a red circle, two blue squares, a dog], every: 2}}",
         }
         sets = [part for path, value in settings.items() for part in ("--set", f"{path}={value}")]

@@ -150,7 +150,7 @@ def world(publish):
 
             return publish("samples", name, fill)
 
-        def scores(self, name, cells):
+        def scores(self, name, cells, **more):
             """Cells: (model, style, skill, correct, n)."""
 
             def fill(output):
@@ -161,7 +161,7 @@ def world(publish):
                         {"model": model, "style": style, "skill": skill, "correct": correct, "n": n}
                         | {"accuracy": correct / n, "low": low, "high": high}
                     )
-                output.write_json("scores.json", {"format_version": 1, "cells": rows})
+                output.write_json("scores.json", {"format_version": 1, "cells": rows, **more})
 
             return publish("scores", name, fill)
 
@@ -359,6 +359,19 @@ def test_captions_without_a_style_and_no_scores(world, report):
     world.images(["a.png"])
     page = assert_inert(report([world.model("own", world.captions("photos", ["a cat"]))]))
     assert "Trained own after 1,234 steps; not measured." in page.text
+
+
+def test_what_a_rewriter_said_is_no_style_of_the_model(world, report):
+    world.images(["a.png"])
+    model = world.model("own", world.captions("dense", ["a red circle"], "dense"))
+    plain = world.scores("plain", [("own", "dense", "single", 3, 10)], rewriter=None, rewritten={"dense": 0})
+    rewritten = world.scores(
+        "rewritten", [("own", "dense", "single", 9, 10)], rewriter={"type": "llm"}, rewritten={"dense": 1}
+    )
+    for tables in ([plain, rewritten], [rewritten, plain]):
+        page = assert_inert(report([model, *tables]))
+        assert "single object: dense 30 % [" in summarise([model, *tables])["headline"]
+        assert "dense, by llm" in page.text
 
 
 def test_captions_without_a_style_but_with_scores(world, report):

@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
 import random
 import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,7 @@ from lens_core.errors import Stopped
 from lens_train.loop.metrics import METRICS
 from lens_train.watch.sinks import TENSORBOARD
 from states import state_of
+from train.contexts import context_in
 
 STEPS = 40
 PIPELINE = """\
@@ -219,6 +222,47 @@ def test_steps_after_the_last_save_are_made_again(new_trainer, progress):
     assert_same_run(through, run_to_the_end(new_trainer, progress, "killed"))
 
 
+def one_more_step(new_trainer, progress, **options):
+    """Start, make a step, and stop; what was said, and the file that describes the state now."""
+    progress.stop_asked = True
+    trainer = new_trainer(**options)
+    before = len(progress.said.getvalue())
+    with pytest.raises(Stopped):
+        trainer.run(progress)
+    return " ".join(progress.said.getvalue()[before:].split()), trainer.store.latest() / "state.json"
+
+
+def test_a_checkpoint_says_what_wrote_it(new_trainer, progress):
+    settings = {"optimizer": {"lr": 0.1}, "start": None}
+    _, file = one_more_step(new_trainer, progress, settings=settings)
+    meta = json.loads(file.read_text())["meta"]
+    assert meta["config"] == settings
+    python = platform.python_version()
+    assert meta["versions"] == {"lens": version("lens-core"), "torch": torch.__version__, "python": python}
+    said, _ = one_more_step(new_trainer, progress)
+    assert "goes on from step 1" in said
+    assert "saved by" not in said
+
+
+def test_other_versions_than_those_it_was_saved_by_are_told(new_trainer, progress):
+    said = []
+    for versions in ({"torch": "2.0.0"}, {"torch": "2.0.0", "python": "3.0.1"}, None):
+        _, file = one_more_step(new_trainer, progress)
+        state = json.loads(file.read_text())
+        if versions:
+            state["meta"]["versions"] |= versions
+        else:  # as Lens wrote it before it knew of them
+            del state["meta"]["versions"], state["meta"]["config"]
+        file.write_text(json.dumps(state))
+        said.append(one_more_step(new_trainer, progress)[0])
+    torch_now, python_now = f"torch {torch.__version__}", f"python {platform.python_version()}"
+    assert f"saved by torch 2.0.0, goes on with {torch_now}: bits may differ" in said[0]
+    both = f"saved by torch 2.0.0 and python 3.0.1, goes on with {torch_now} and {python_now}: bits may differ"
+    assert both in said[1]
+    assert "goes on from step 5" in said[2]
+    assert "saved by" not in said[2]
+
+
 def test_curves_on_tensorboard_have_every_step_once(new_trainer, progress):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -236,8 +280,6 @@ def test_a_fresh_start_forgets_the_metrics_of_one_that_never_saved(new_trainer, 
 
 def test_killed_between_the_model_and_its_manifest(scenes, lens_registry, tmp_path, progress):
     """The stage is done but the runner did not get to say so: the next run empties the folder and asks again."""
-    from lens_core.pipeline.context import StageContext
-    from lens_core.storage.artifacts import OutputFolder
     from lens_train.stages.train.stage import run
 
     config = lens_registry.parse(
@@ -253,26 +295,11 @@ def test_killed_between_the_model_and_its_manifest(scenes, lens_registry, tmp_pa
             "watch": {"log_every": 6},
         },
     )
-    (tmp_path / "state").mkdir()
     made = []
-    for folder in ("first", "second"):
-        (tmp_path / folder).mkdir()
-        output = OutputFolder(str(tmp_path / folder), tmp_path / "scratch")
-        run(
-            config,
-            StageContext(
-                name="model",
-                inputs=(scenes["dense"],),
-                output=output,
-                state_dir=tmp_path / "state",
-                run_url=str(tmp_path),
-                base=str(tmp_path),
-                seed=3,
-                registry=lens_registry,
-                progress=progress,
-            ),
-        )
-        made.append(tmp_path / folder)
+    for folder in (tmp_path / "first", tmp_path / "second"):
+        inputs, state = [scenes["dense"]], tmp_path / "state"
+        run(config, context_in(folder, lens_registry, inputs, state=state, progress=progress))
+        made.append(folder / "model")
     first, second = made
     assert [line["step"] for line in curves(first / METRICS)] == [1, 6, 12]
     assert curves(second / METRICS) == curves(first / METRICS)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import time
 from collections import Counter
 from dataclasses import replace
 
@@ -14,14 +16,16 @@ from lens_core.diffusion.prediction import to_velocity
 from lens_core.diffusion.ragged import RaggedBatch, offsets_of
 from lens_core.diffusion.text_encoders.small.encoder import SmallTextEncoder
 from lens_core.errors import LensError, Stopped
+from lens_train.checkpoint.store import CheckpointStore
 from lens_train.loop.budget import Budget
 from lens_train.loop.metrics import METRICS
 from lens_train.objective.config import LogitNormalTimes, ObjectiveConfig
 from lens_train.objective.flow import targets
 from lens_train.optim.build import learning_rate_factor
 from lens_train.optim.config import OptimizerConfig
-from lens_train.planning.config import BatchConfig
+from lens_train.planning.config import BatchConfig, SizesConfig
 from lens_train.watch.sinks import TENSORBOARD
+from train.conftest import training_set
 
 
 def metrics(trainer):
@@ -160,6 +164,99 @@ def test_a_budget_of_minutes_stops_in_time(new_trainer, progress):
     assert last["lr"] == pytest.approx(trainer.optimizer.lr * factor, abs=0.01 * trainer.optimizer.lr)
 
 
+class SlowStore(CheckpointStore):
+    """On a disk that keeps training waiting."""
+
+    def save(self, step, state, meta):
+        time.sleep(0.7)
+        super().save(step, state, meta)
+
+
+class SlowLook:
+    """A watcher that takes its time."""
+
+    every = 2
+
+    def look(self, step):
+        time.sleep(3 if step == 2 else 0)
+        return {}
+
+    def judge(self, seen):
+        pass
+
+
+def test_the_clock_counts_saves_and_no_looks(new_trainer, progress):
+    trainer = new_trainer(budget=Budget(steps=3), save_every_s=1e-6)
+    trainer.store = SlowStore(trainer.folder / "checkpoints", trainer.world)
+    trainer.watchers.append(SlowLook())
+    trainer.run(progress)
+    assert 2 * 0.7 <= trainer.counters.seconds < 2 * 0.7 + 3  # the last save comes after the last step
+
+
+def test_steps_to_be_kept_are_saved_however_seldom_it_saves(new_trainer, progress):
+    trainer = new_trainer()
+    trainer.store = CheckpointStore(trainer.folder / "checkpoints", trainer.world, keep_last=1, keep_every=3)
+    trainer.run(progress)
+    kept = sorted(path.name for path in (trainer.folder / "checkpoints").iterdir())
+    assert kept == ["latest", "step-00000003", "step-00000006", "step-00000009"]
+
+
+@pytest.fixture(scope="module")
+def two_sizes(run_stages, lens_registry, tmp_path_factory):
+    """Scenes that a lot trains at 64 or at 128 pixels."""
+    images = {"name": "images", "type": "ingest", "source": {"type": "scenes", "count": 12, "size": 128}}
+    captions = {"name": "dense", "type": "caption", "source": "images", "captioner": {"type": "scene-graph"}}
+    artifacts = run_stages(tmp_path_factory.mktemp("two-sizes"), [images, captions])
+    size = SizesConfig(bases={64: 1, 128: 1})
+    return training_set(artifacts["dense"], lens_registry, tmp_path_factory.mktemp("data"), image_size=size)
+
+
+@pytest.mark.parametrize("packs_per_step", [1, 2])
+def test_by_tokens_a_large_sample_counts_for_more(two_sizes, new_trainer, progress, packs_per_step):
+    """Whether the samples of a step lie in one pack or in two."""
+    batch = BatchConfig(samples=4 // packs_per_step, packs_per_step=packs_per_step)
+    trainer, twin = (
+        new_trainer(state=state, images=two_sizes, batch=batch, objective=ObjectiveConfig(weight="tokens"))
+        for state in ("state", "twin")
+    )
+    one_step(trainer, progress)
+    losses_G, tokens_G = [], []
+    loader = twin.loader()
+    for _ in range(packs_per_step):
+        one = twin.assemble(next(loader))
+        losses_G.append(twin.sample_losses(one))
+        tokens_G.append(one.image_offsets.diff())
+    losses_G, tokens_G = torch.cat(losses_G), torch.cat(tokens_G)
+    assert len(set(tokens_G.tolist())) > 1
+    loss = (losses_G * tokens_G).sum() / tokens_G.sum()
+    loss.backward()
+    norm = torch.stack([p.grad.norm() for p in twin.parameters if p.grad is not None]).norm()
+    (line,) = metrics(trainer)
+    assert line["loss"] == pytest.approx(loss.item(), rel=1e-4)
+    assert line["grad_norm"] == pytest.approx(norm.item(), rel=1e-4)
+    assert line["loss"] != pytest.approx(losses_G.mean().item(), rel=1e-3)
+
+
+def test_losses_are_told_by_resolution_and_padding_by_its_share(two_sizes, new_trainer, progress):
+    batch = BatchConfig(samples=3, packs_per_step=2, fixed_size=True)
+    trainer, twin = (
+        replace(new_trainer(state=state, images=two_sizes, batch=batch, fixed_size=padded), sides=[64, 128])
+        for state, padded in (("state", True), ("twin", False))
+    )
+    one_step(trainer, progress)
+    by_side, loader = {64: [], 128: []}, twin.loader()
+    for loaded in (next(loader), next(loader)):
+        for sample, loss in zip(loaded.samples, twin.sample_losses(twin.assemble(loaded)).tolist(), strict=True):
+            by_side[sample.height].append(loss)
+    assert min(map(len, by_side.values())) > 0
+    (line,) = metrics(trainer)
+    told = {name: value for name, value in line.items() if re.fullmatch(r"loss_\d+px", name)}
+    assert told == pytest.approx({f"loss_{side}px": np.mean(part) for side, part in by_side.items()}, rel=1e-4)
+    packs = [twin.plan.pack(index) for index in range(2)]
+    tokens = sum(pack.image_tokens + pack.text_tokens for pack in packs)
+    assert 0 < line["padding"] == pytest.approx(1 - tokens / (2 * sum(twin.plan.capacity)))
+
+
 def test_two_fresh_runs_are_bit_equal(new_trainer, progress):
     first, second = new_trainer(), new_trainer(state="again")
     for trainer in (first, second):
@@ -219,10 +316,15 @@ class Hiccup(SmallTextEncoder):
     """A text encoder whose features are not numbers at its third call, as a passing overflow makes them."""
 
     calls = 0
+    at = (3,)
 
     def forward(self, ids_T, offsets):
         self.calls += 1
-        return [layer * (float("nan") if self.calls == 3 else 1.0) for layer in super().forward(ids_T, offsets)]
+        return [layer * (float("nan") if self.calls in self.at else 1.0) for layer in super().forward(ids_T, offsets)]
+
+
+class Hiccups(Hiccup):
+    at = (3, 5, 6, 8, 9)
 
 
 def test_a_step_that_is_not_finite_moves_nothing_and_is_counted(new_trainer, progress):
@@ -243,6 +345,22 @@ def test_a_step_that_is_not_finite_moves_nothing_and_is_counted(new_trainer, pro
     assert all(torch.isfinite(tensor).all() for tensor in averages(trainer))
 
 
+@pytest.mark.parametrize(("most", "where"), [(1, "step 3"), (2, "2 steps in a row (step 6)")])
+def test_how_many_such_steps_end_the_run_is_a_setting(new_trainer, progress, most, where):
+    trainer = new_trainer(encoder_class=Hiccups, optimizer=OptimizerConfig(max_skipped=most))
+    with pytest.raises(LensError) as caught:
+        trainer.run(progress)
+    assert str(caught.value) == (
+        f"the loss or its gradient was not finite in {where}; lower the learning rate, or raise optimizer.max_skipped"
+    )
+
+
+def test_fewer_such_steps_in_a_row_do_not_end_it(new_trainer, progress):
+    trainer = new_trainer(encoder_class=Hiccups, optimizer=OptimizerConfig(max_skipped=3))
+    trainer.run(progress)
+    assert (trainer.counters.step, trainer.counters.skipped) == (10, 5)
+
+
 def test_a_budget_that_buys_no_step_is_told(new_trainer, progress):
     with pytest.raises(LensError, match=r"budget\.flops: one step costs .*, so 10 buys none"):
         new_trainer(budget=Budget(flops=10)).run(progress)
@@ -256,6 +374,7 @@ def test_ten_such_steps_in_a_row_end_the_run(new_trainer, progress):
         trainer.run(progress)
     assert "lower the learning rate" in str(caught.value)
     assert trainer.counters.skipped >= 10
+    assert trainer.counters.skipped_in_a_row == 10
     assert trainer.counters.step < 30
 
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import itertools
+import json
 import multiprocessing
+import shutil
+from functools import partial
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
@@ -13,17 +16,20 @@ import pytest
 import torch
 from PIL import Image
 
-from lens_core.errors import ArtifactError, LensError
+from lens_core.errors import ArtifactError, LensError, Stopped
 from lens_core.images import decode
-from lens_core.storage.captions import CaptionRow, write_captions
+from lens_core.storage.captions import CAPTIONS, CaptionRow, write_captions
 from lens_core.storage.shards import ImageRow, ShardWriter, image_key
 from lens_train.data.loader import PackLoader
-from lens_train.data.training_set import captions_by_key, open_training_set, pictures_of
+from lens_train.data.pictures import images_of
+from lens_train.data.training_set import open_training_set
+from lens_train.loop.metrics import METRICS
 from lens_train.parallel.world import World
 from lens_train.planning.build import make_plan
 from lens_train.planning.config import BatchConfig, SizesConfig
 from lens_train.planning.costs import CostModel
 from lens_train.planning.samples import SampleSource
+from lens_train.watch.config import ValidationConfig
 
 
 def png(shade, size=(16, 16)):
@@ -65,21 +71,24 @@ def captioned(publish):
     return make
 
 
+def in_bytes(texts):
+    return [list(text.encode()) for text in texts]
+
+
 @pytest.fixture
 def load(tmp_path):
     """Open a training set; the tokens of a caption are its characters."""
     opened = itertools.count()
 
-    def make(artifact, *, layers=None, image_size=None, stride=8, memory_bytes=1e9, on_image=lambda done, total: None):
-        by_key = captions_by_key(artifact, layers)
+    def make(artifact, *, folder=None, image_size=None, stride=8, on_image=lambda done, total: None, **options):
+        options = {"layers": None, "memory_bytes": 1e9, "tokenize": in_bytes} | options
         return open_training_set(
-            tmp_path / f"manifest-{next(opened)}",
-            pictures_of(artifact, by_key, image_size=image_size, stride=stride, seed=5),
-            by_key,
-            memory_bytes=memory_bytes,
-            tokenize=lambda texts: [list(text.encode()) for text in texts],
+            folder or tmp_path / f"manifest-{next(opened)}",
+            images_of(artifact, image_size=image_size, stride=stride, seed=5),
+            artifact,
             on_image=on_image,
             world=World(device=torch.device("cpu")),
+            **options,
         )
 
     return make
@@ -114,6 +123,38 @@ def test_layers_are_trained_on_together_or_by_name(captioned, load):
     assert load(artifact, layers=["dense"]).left_out == 1
     with pytest.raises(ArtifactError, match="has no caption layer 'long'"):
         load(artifact, layers=["long"])
+
+
+def test_a_build_that_was_killed_between_its_two_manifests_is_done_again(captioned, load, tmp_path):
+    artifact = captioned([png(shade) for shade in range(20)], {"dense": list("abcdefghijklmnopqrst")})
+    options = {"folder": tmp_path / "manifest", "validation": ValidationConfig(share=0.3)}
+    first = load(artifact, **options)
+    shutil.rmtree(tmp_path / "manifest")  # which is written last
+    again = load(artifact, **options)
+    assert (keys(again), keys(again.held_out)) == (keys(first), keys(first.held_out))
+    assert len(keys(first)) + len(keys(first.held_out)) == 20
+
+
+@pytest.mark.parametrize("memory_bytes", [1e9, 0])
+def test_who_goes_on_reads_no_captions(captioned, load, tmp_path, memory_bytes):
+    pictures = [png(1), b"not an image", png(2), png(3)]
+    artifact = captioned(pictures, {"brief": ["b1", "b2", "b3", None], "dense": ["d1", "d2", None, None]})
+    first = load(artifact, folder=tmp_path / "manifest", memory_bytes=memory_bytes)
+    Path(artifact.url_of(CAPTIONS)).unlink()
+    again = load(artifact, folder=tmp_path / "manifest", memory_bytes=memory_bytes)
+    assert captions(again) == captions(first) == [["b1", "d1"], *([["b2", "d2"]] if not memory_bytes else []), ["b3"]]
+    assert again.left_out == first.left_out == 2 - (not memory_bytes)
+    assert list(first.undecodable) == ([image_key(b"not an image")] if memory_bytes else [])
+    for one, other in zip(first.source(range(len(keys(first)))), again.source(range(len(keys(first)))), strict=True):
+        assert one == other if isinstance(one, str) else torch.equal(one, other)
+
+
+def test_captions_of_other_images_are_none_of_these(captioned, load, publish):
+    artifact = captioned([png(1)], {"dense": [None]})
+    rows = [CaptionRow(key=image_key(png(2)), layer="dense", text="a"), CaptionRow(key="?", layer="dense", text="b")]
+    strange = publish("captions", "strange", lambda output: write_captions(output, rows), parents=artifact.parents)
+    with pytest.raises(LensError, match=r"images: none of its images has a caption in .*strange$"):
+        load(strange)
 
 
 def test_images_without_a_caption_are_left_out_and_counted(captioned, load):
@@ -217,13 +258,58 @@ def test_workers_may_be_processes_that_begin_anew(captioned, load, processes_beg
     there.close()
 
 
+def test_workers_that_begin_anew_end_in_the_middle_of_a_pack(captioned, load, processes_begin_anew, capfd):
+    data = load(captioned([png(shade) for shade in range(4)], {"dense": list("abcd")}), memory_bytes=0)
+    source = SampleSource(
+        manifest=data.manifest, costs=CostModel(per_sample=1, a=1, b=1, c=0), stride=8, seed=5, caption_dropout=0
+    )
+    large = partial(map, partial(torch.ones, 20_000_000))  # up to 240 MB an image, so that a worker is copying one
+    loader = PackLoader(make_plan(BatchConfig(samples=2), source), large, first=0, stride=1, workers=1)
+    next(loader)
+    loader.close()
+    assert [worker.exitcode for worker in loader._packs._workers] == [0]
+    assert capfd.readouterr().err == ""
+
+
 def test_training_says_how_many_are_left_out(captioned, run_stage, lens_registry, progress):
     artifact = captioned([png(1), b"not an image", png(2), png(3)], {"dense": ["a", "b", None, "d"]})
     train = {"name": "model", "type": "train", "source": "layers", "budget": {"steps": 1}, "batch": {"samples": 2}}
     _, stats = run_stage(lens_registry, lens_registry.parse("stages", train), [artifact], progress)
     said = "2 of 4 images are left out: they have no caption, or cannot be decoded"
     assert said in progress.said.getvalue()
+    assert f"image {image_key(b'not an image')} cannot be decoded; it is left out" in progress.said.getvalue()
     assert stats["training_images"] == 2
+
+
+@pytest.mark.parametrize("memory_bytes", [1e9, 0])
+@pytest.mark.parametrize("when", [0, 2])  # captions are read, or all images
+def test_a_stop_while_images_are_read_leaves_nothing_half_written(captioned, load, tmp_path, memory_bytes, when):
+    def stop(done, total):
+        if done == when:
+            raise Stopped("enough")
+
+    artifact = captioned([png(1), png(2)], {"dense": ["a", "b"]})
+    options = {"folder": tmp_path / "plan" / "manifest", "memory_bytes": memory_bytes}
+    with pytest.raises(Stopped):
+        load(artifact, on_image=stop, **options)
+    assert list((tmp_path / "plan").iterdir()) == []
+    assert captions(load(artifact, **options)) == [["a"], ["b"]]
+
+
+def test_a_stage_can_be_stopped_while_images_are_read(captioned, run_stage, lens_registry, progress):
+    artifact = captioned([png(1), png(2)], {"dense": ["a", "b"]})
+    train = {"name": "model", "type": "train", "source": "layers", "budget": {"steps": 1}, "batch": {"samples": 2}}
+    progress.stop_asked = True
+    with pytest.raises(Stopped, match="stopped while images were read; the same command reads them again"):
+        run_stage(lens_registry, lens_registry.parse("stages", train), [artifact], progress)
+
+
+def test_a_layer_that_is_not_there_is_told_by_what_needs_it_first(captioned, run_stage, lens_registry, progress):
+    """The vocabulary of a fresh text encoder, which is learned in another library."""
+    artifact = captioned([png(1), png(2)], {"dense": ["a", "b"]})
+    train = {"name": "model", "type": "train", "source": "layers", "layers": ["brief"], "budget": {"steps": 1}}
+    with pytest.raises(ArtifactError, match="has no caption layer 'brief'"):
+        run_stage(lens_registry, lens_registry.parse("stages", train), [artifact], progress)
 
 
 def streaming(allowed):
@@ -239,14 +325,15 @@ def streaming(allowed):
 
 def test_while_training_bad_samples_are_passed_over_and_counted(captioned, run_stage, lens_registry, progress):
     artifact = captioned([png(1), b"not an image", png(2), png(3)], {"dense": list("abcd")})
-    _, stats = run_stage(lens_registry, lens_registry.parse("stages", streaming(2)), [artifact], progress)
+    folder, stats = run_stage(lens_registry, lens_registry.parse("stages", streaming(1)), [artifact], progress)
     assert stats["bad_samples"] == 2  # four packs of two are two epochs of four
     assert stats["images"] == 6
-    assert progress.said.getvalue().count(f"image {image_key(b'not an image')} cannot be read") == 2
+    assert progress.said.getvalue().count(f"image {image_key(b'not an image')} cannot be read") == 1
+    assert json.loads((folder / METRICS).read_text().splitlines()[-1])["bad_samples"] == 2
 
 
 def test_too_many_bad_samples_end_the_run(captioned, run_stage, lens_registry, progress):
-    artifact = captioned([png(1), b"not an image", png(2), png(3)], {"dense": list("abcd")})
+    artifact = captioned([png(1), b"not an image", b"nor this", png(3)], {"dense": list("abcd")})
     config = lens_registry.parse("stages", streaming(1))
     with pytest.raises(
         LensError, match=r"2 samples cannot be read, more than data\.max_bad_samples allows; the last: "
@@ -308,4 +395,7 @@ def test_progress_is_told_while_it_decodes(captioned, load):
     )
     told = []
     load(artifact, image_size=8, on_image=lambda done, total: told.append((done, total)))
-    assert told == [(256, 512), (512, 512)]
+    assert told == [(0, 512), (256, 512), (512, 512)]
+    told.clear()
+    load(artifact, image_size=8, memory_bytes=0, on_image=lambda done, total: told.append((done, total)))
+    assert told == [(0, 512), (512, 512)]

@@ -191,8 +191,9 @@ def test_lokr_as_it_is_trained_is_saved_fused_and_taken_off(tmp_path, options, p
         ({"lokr_w1_a": (4, 3), "lokr_w1_b": (3, 8), "lokr_w2": (24, 4)}, 7.0, 7 / 3),
         ({"lokr_w1_a": (4, 3), "lokr_w1_b": (3, 8), "lokr_w2_a": (24, 2), "lokr_w2_b": (2, 4)}, 7.0, 3.5),
         ({"lokr_w1": (8, 4), "lokr_w2_a": (12, 2), "lokr_w2_b": (2, 8)}, None, 1.0),
+        ({"lokr_w1_a": (4, 9), "lokr_w1_b": (9, 8), "lokr_w2_a": (24, 7), "lokr_w2_b": (7, 4)}, 7.0, 1.0),
     ],
-    ids=range(5),
+    ids=range(6),
 )
 def test_a_lokr_in_lycoris_words(shapes, alpha, scale):
     generator = torch.Generator().manual_seed(0)
@@ -215,6 +216,10 @@ def test_kronecker_factors_are_thin():
         {"w1": torch.rand(2, 4), "w2_a": torch.rand(8, 3), "w2_b": torch.rand(3, 5)}, (16, 20)
     )
     assert (down.shape, up.shape, rank) == ((6, 20), (16, 6), 3)
+    # A small file may claim ranks whose product fits into no memory.
+    many = {"w1_a": torch.rand(1, 10**6), "w1_b": torch.rand(10**6, 1), "w2_a": torch.rand(16, 10**5)}
+    down, up, rank = kronecker_factors(many | {"w2_b": torch.rand(10**5, 20)}, (16, 20))
+    assert (down.shape, up.shape, rank) == ((16, 20), (16, 16), 10**5)
 
 
 @pytest.mark.parametrize(

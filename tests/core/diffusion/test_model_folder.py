@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 import shutil
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -14,7 +16,9 @@ from safetensors.torch import load_file, save_file
 from core.diffusion.language_models import qwen3
 from lens_core.config.prediction import PredictionConfig
 from lens_core.diffusion import LensPipeline, Request, generate, load_model_folder, save_model_folder
-from lens_core.errors import ArtifactError
+from lens_core.diffusion.samplers.config import TimeGridConfig
+from lens_core.diffusion.samplers.time_grid import trained_mu
+from lens_core.errors import ArtifactError, StorageError
 
 DENOISER = "transformer/diffusion_pytorch_model.safetensors"
 ENCODER = "text_encoder/model.safetensors"
@@ -92,6 +96,67 @@ def test_what_came_from_an_object_store_can_be_saved(lens_registry, tmp_path):
     del pipeline
     gc.collect()
     assert not copy.exists()
+
+
+def test_a_store_whose_names_lead_out_of_the_folder(saved_model, lens_registry, bucket, tmp_path):
+    import s3fs
+
+    store = s3fs.S3FileSystem()
+    store.put(f"{saved_model[1]}/", f"{bucket}/tiny/", recursive=True)
+    out = f"{tmp_path.relative_to('/')}/evil.txt"
+    for name in ("transformer/" + "../" * 9 + out, "transformer//" + out):
+        store.pipe_file(f"{bucket}/tiny/{name}", b"evil")
+        with pytest.raises(ArtifactError, match=r"evil\.txt', which is no path below a folder") as caught:
+            load_model_folder(f"{bucket}/tiny", registry=lens_registry)
+        assert len(str(caught.value).splitlines()) == 1
+        store.rm_file(f"{bucket}/tiny/{name}")
+    assert list(tmp_path.iterdir()) == []
+    assert load_model_folder(f"{bucket}/tiny", registry=lens_registry).image_size == saved_model[0].image_size
+
+
+def test_a_connection_that_is_lost_is_one_line(saved_model, lens_registry, monkeypatch):
+    from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
+
+    MemoryFileSystem().put(f"{saved_model[1]}/", "/models/lost/", recursive=True)
+
+    def read(self, size=-1):
+        raise ConnectionResetError(104, "Connection reset by peer")
+
+    monkeypatch.setattr(MemoryFile, "read", read, raising=False)
+    with pytest.raises(StorageError, match=r"cannot copy memory://models/lost/.*: connection reset by peer"):
+        load_model_folder("memory://models/lost", registry=lens_registry)
+
+
+SHIFT = TimeGridConfig.model_fields["shift"].annotation
+
+
+@pytest.mark.parametrize(
+    "shift", [*(value for part in get_args(SHIFT) for value in get_args(part) if isinstance(value, str)), 0.5]
+)
+def test_every_shift_is_saved_in_the_words_of_diffusers(folder, lens_registry, tmp_path, shift):
+    change(folder, sampler={"type": "flow-euler", "steps": 4, "shift": shift})
+    LensPipeline.from_pretrained(str(folder)).save_pretrained(tmp_path / "again")
+    said = json.loads((tmp_path / "again" / "scheduler" / "scheduler_config.json").read_text())
+    assert said["use_dynamic_shifting"] == (shift in {"released", "continuous", "trained"})
+    if shift in {"none", 0.5}:
+        assert said["shift"] == {"none": 1.0, 0.5: math.exp(0.5)}[shift]
+    if shift == "trained":
+        for tokens in (256, 1024, 4096):  # the line that diffusers' pipelines draw
+            share = (tokens - said["base_image_seq_len"]) / (said["max_image_seq_len"] - said["base_image_seq_len"])
+            mu = said["base_shift"] + share * (said["max_shift"] - said["base_shift"])
+            assert mu == pytest.approx(trained_mu(tokens))
+    assert load_model_folder(str(tmp_path / "again"), registry=lens_registry).sampler.shift == shift
+
+
+def test_a_denoiser_that_says_nothing_of_its_text_features(folder, lens_registry):
+    file = folder / "transformer" / "config.json"
+    whole = json.loads(file.read_text())
+    change(folder, text_encoder=None)
+    for key in ("enc_hidden_dim", "selected_layer_index"):
+        file.write_text(json.dumps({name: value for name, value in whole.items() if name != key}))
+        assert "transformer/config.json has no enc_hidden_dim and selected_layer_index" in refused(
+            folder, lens_registry
+        )
 
 
 def pretrained_model(folder, registry, settings):

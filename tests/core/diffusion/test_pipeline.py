@@ -334,7 +334,7 @@ def test_loras_come_and_go(saved_model):
         ({"image": picture(), "strength": 1.5}, "a strength of 1.5 is not above 0 and at most 1"),
         ({"image": torch.zeros(3, 8, 8)}, "the picture to start from is 8x8, not 16x16"),
         ({"scheduler": "flow-eular"}, "there is no sampler 'flow-eular'"),
-        ({"num_inference_steps": 0}, "the sampler's steps: Input should be greater than 0"),
+        ({"num_inference_steps": 0}, "the sampler's steps: input should be greater than 0"),
         ({"guidance_scale": float("nan")}, "a guidance of nan is no number"),
         ({"num_images_per_prompt": 0}, "num_images_per_prompt is 0, not 1 or more"),
         ({"height": 0}, "a size of 16x0 is not a multiple"),

@@ -39,6 +39,12 @@ def test_a_key_opens_what_it_is_for(file):
     )
 
 
+def test_a_file_may_be_at_home(file, monkeypatch):
+    text, _ = add(file, "Ada")
+    monkeypatch.setenv("HOME", str(file.parent))
+    assert Keyring.load("~/keys.json").find(text).name == "Ada"
+
+
 def test_the_file_holds_hashes_of_256_random_bits(file):
     texts = [add(file, "Ada")[0] for _ in range(3)]
     assert len(set(texts)) == 3

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import base64
 import json
+import socket
 
 import numpy as np
 import openai
 import pytest
 
+from lens_serve.server import UPLOADS_OF_A_KEY
 from serve.api.wire import error_of, events_of, file_of, pixels
 from serve.images.certificates import signing_files
-from serve.live import live_server, settings_for
+from serve.live import live_server, settings_for, wait_until
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (16, 24, 3), np.uint8)
 ALPHA = np.full((16, 24), 255, np.uint8)
@@ -148,6 +150,25 @@ def test_large_uploads_are_refused(client):
     body = b'--b\r\nContent-Disposition: form-data; name="image"; filename="x"\r\n\r\n' + b"x" * (20 << 20)
     answer = client.post("/v1/images/edits", content=body, headers={"content-type": "multipart/form-data; boundary=b"})
     error_of(answer, 413)
+
+
+def test_so_many_uploads_may_be_on_their_way(client, live):
+    lines = ("host: localhost", "content-type: multipart/form-data; boundary=b", "content-length: 1000")
+    head = "\r\n".join(("POST /v1/images/edits HTTP/1.1", *lines, "", ""))
+    uploads = [socket.create_connection(("127.0.0.1", live.port)) for _ in range(UPLOADS_OF_A_KEY)]
+    try:
+        for upload in uploads:
+            upload.sendall(head.encode())
+        wait_until(lambda: live.server.uploads.total() == UPLOADS_OF_A_KEY, "the uploads")
+        refused = edit(client, lens={"mode": "img2img"})
+        assert error_of(refused, 429)["code"] == "concurrency"
+        assert refused.headers["retry-after"]
+        assert client.post("/v1/images/generations", json={"prompt": "x"}).status_code == 200
+    finally:
+        for upload in uploads:
+            upload.close()
+    wait_until(lambda: not live.server.uploads.total(), "their end")
+    assert edit(client, lens={"mode": "img2img"}).status_code == 200
 
 
 def test_streams(client):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
@@ -264,6 +265,23 @@ def test_what_an_engine_writes_is_passed_on_line_by_line(quick, capfd):
     asyncio.run(scenario())
     lines = capfd.readouterr().err.splitlines()
     assert lines[:2] == ["engine 0: one line", "engine 0: and half a"]
+
+
+def test_an_engine_is_kept_though_nobody_reads_what_is_said_of_it(quick, monkeypatch):
+    """As after `lens serve 2>&1 | head`."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    closed = os.fdopen(writing, "w", buffering=1)
+    monkeypatch.setattr(sys, "stderr", closed)
+
+    async def scenario():
+        async with running(one()) as client:
+            os.kill(client.pid, signal.SIGKILL)
+            await until(lambda: client.restarts >= 1 and client.is_ready)
+
+    asyncio.run(scenario())
+    with contextlib.suppress(BrokenPipeError):
+        closed.close()
 
 
 @pytest.mark.parametrize(("new_loop", "count"), [(asyncio.new_event_loop, 3), (uvloop.new_event_loop, 20)])

@@ -202,6 +202,14 @@ def test_a_lora_that_is_not_there_is_told_at_once(tiny_folder, tmp_path):
         EngineModel.load(served, load_registry(), torch.device("cpu"))
 
 
+def test_a_lora_may_be_at_home(tiny_folder, tiny_loras, monkeypatch):
+    home, _, name = tiny_loras["ink"].rpartition("/")
+    monkeypatch.setenv("HOME", home)
+    with Bench(settings_of(tiny_folder, loras={"ink": f"~/{name}"})) as bench:
+        (told,) = bench.drawn(draw_of("a", lora="ink"))
+    assert told.picture is not None
+
+
 def test_a_lora_that_was_used_leaves_no_trace(bench, alone):
     told = bench.drawn(draw_of("a", lora="oil"), draw_of("b", lora="ink", lora_scale=0.8, tier="exact"))
     assert not np.array_equal(told[0].picture, told[1].picture)

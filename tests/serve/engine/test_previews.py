@@ -29,6 +29,23 @@ def test_pixels_are_shown_as_they_are_only_smaller(patch):
     assert error.abs().max() <= 1.5
 
 
+class Single(torch.Tensor):
+    """On a device that has no double precision, as Apple's have not."""
+
+    def double(self):
+        raise TypeError("no float64 here")
+
+    def cpu(self):
+        return self.as_subclass(torch.Tensor)
+
+
+def test_a_device_needs_no_double_precision(monkeypatch):
+    autoencoder = Pixels(PixelsConfig(patch=2))
+    encode = autoencoder.encode
+    monkeypatch.setattr(autoencoder, "encode", lambda pixels_BCHW: encode(pixels_BCHW).as_subclass(Single))
+    assert LinearPreview.fit(autoencoder, CPU).show(torch.zeros(6, 12), (2, 3)).shape == (4, 6, 3)
+
+
 class Mixed(Pixels):
     """An autoencoder of 16 by 16 pixels a token, whose channels are the means of 4 by 4 of them, stirred."""
 

@@ -58,7 +58,7 @@ def test_engines_share_the_cores(tiny_folder, engine):
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [(settings_of("/nothing"), "/nothing is no model folder"), ("{}", "settings: models: Field required")],
+    [(settings_of("/nothing"), "/nothing is no model folder"), ("{}", "settings: models: field required")],
 )
 def test_a_mistake_in_a_model_or_the_settings_is_told_in_one_line(settings, message):
     with EngineProcess(settings) as engine:

@@ -51,6 +51,12 @@ def settings(tmp_path_factory):
     return OutputSettings(c2pa_certificate=str(chain), c2pa_key=str(key))
 
 
+def test_certificate_and_key_may_be_at_home(settings, monkeypatch):
+    monkeypatch.setenv("HOME", str(Path(settings.c2pa_key).parent))
+    paths = {name: f"~/{Path(getattr(settings, name)).name}" for name in ("c2pa_certificate", "c2pa_key")}
+    assert Signer.of(OutputSettings(**paths)) is not None
+
+
 @pytest.mark.parametrize("format", MIME_TYPES)
 def test_signed_files_are_intact_and_keep_receipt_and_pixels(settings, format):
     encoders = Encoders(settings)

@@ -301,6 +301,18 @@ def test_a_decoder_that_fails_is_one_line(tmp_path, monkeypatch, ending):
     assert refused(saved(PICTURE, "PNG")) == "the picture cannot be decoded within the time and memory that it may take"
 
 
+def test_a_decoder_that_has_just_ended_may_not_be_ours_any_more(tmp_path, monkeypatch):
+    """MacOS says so of one that was not waited for yet."""
+    real = os.killpg
+
+    def killpg(*args):
+        real(*args)
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "killpg", killpg)
+    test_a_decoder_that_fails_is_one_line(tmp_path, monkeypatch, "hangs")
+
+
 @pytest.mark.parametrize(
     "answer",
     [

@@ -7,7 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from lens_core.storage.lineage import read_receipt
 from lens_serve.provenance.verify import verify_file
+from serve.live import live_server, settings_for
+from serve.models import half_model
 
 
 @pytest.fixture(scope="module")
@@ -35,3 +38,19 @@ def test_exact_pictures_of_a_busy_server_are_identical(drawn, tiny_folder, forma
     for file in drawn[format]:
         lines = list(verify_file(str(file), model=str(tiny_folder), device="cpu"))
         assert lines[-1] == "verdict: identical, bit for bit", lines
+
+
+@pytest.mark.parametrize(("asked", "denoiser"), [(None, "bfloat16"), ("float32", "float32")])
+def test_parts_are_in_the_dtype_that_was_asked_for_or_stored(tmp_path, asked, denoiser):
+    folder = half_model(tmp_path / "model")
+    settings = settings_for(folder, models=[{"name": "tiny", "folder": str(folder), "dtype": asked}])
+    body = {"prompt": "a red circle", "size": "32x32", "lens": {"tier": "exact"}}
+    with live_server(settings) as live, live.http() as http:
+        answer = http.post("/v1/images/generations", json=body)
+        assert answer.status_code == 200, answer.text
+    data = base64.b64decode(answer.json()["data"][0]["b64_json"])
+    said = read_receipt(data)
+    assert (said["asked_dtype"], said["dtype"]) == (asked, denoiser)
+    (tmp_path / "a.png").write_bytes(data)
+    lines = list(verify_file(str(tmp_path / "a.png"), model=str(folder), device="cpu"))
+    assert lines[-1] == "verdict: identical, bit for bit", lines

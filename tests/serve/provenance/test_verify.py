@@ -22,8 +22,10 @@ from lens_serve.engine.messages import StartPicture
 from lens_serve.images.encoders import encode_image
 from lens_serve.images.metadata import without_prompts
 from lens_serve.images.sign import Signer
+from lens_serve.provenance.claims import read_claims
 from lens_serve.provenance.verify import DifferentError, psnr, verify_file
 from serve.images.certificates import signing_files
+from serve.models import half_model
 from serve.provenance.made import made, model_artifact
 
 IDENTICAL = "verdict: identical, bit for bit"
@@ -98,13 +100,28 @@ def test_formats_that_lose_something_are_compared_after_the_same_loss(verify, pi
     assert verify(picture[1], picture[0], format=format, quality=quality)[-1] == IDENTICAL
 
 
-@pytest.mark.parametrize("size", [(16, 16), (20, 28)])
+def drawn(model, folder, *, size="16x16", dtype=None):
+    """A picture of `lens generate`."""
+    options = {"rewriter": None, "image": None, "mask": None, "strength": 0.6, "lora": (), "offload": False}
+    options |= {"steps": 2, "seed": 3, "guidance": 1.0, "negative": "", "device": "cpu"}
+    output = str(folder / "a.png")
+    list(generate_file("a cat", model=str(model), output=output, size=size, dtype=dtype, **options))
+    return output
+
+
+@pytest.mark.parametrize("size", ["16x16", "28x20"])
 def test_pictures_of_lens_generate_are_verified_by_their_pixels(folder, tmp_path, size):
-    output = str(tmp_path / "a.png")
-    options = {"rewriter": None, "image": None, "mask": None, "strength": 0.6, "lora": (), "dtype": None}
-    options |= {"steps": 2, "seed": 3, "guidance": 1.0, "negative": "", "offload": False, "device": "cpu"}
-    list(generate_file("a cat", model=folder, output=output, size=f"{size[1]}x{size[0]}", **options))
+    output = drawn(folder, tmp_path, size=size)
     assert list(verify_file(output, model=folder, device="cpu"))[-1] == IDENTICAL
+
+
+@pytest.mark.parametrize("asked", [None, "float32"])
+def test_pictures_of_lens_generate_say_the_dtype_that_was_asked_for(tmp_path, asked):
+    model = half_model(tmp_path / "model")
+    output = drawn(model, tmp_path, dtype=asked)
+    claims, _ = read_claims(output)
+    assert (claims.asked_dtype, claims.dtype) == (asked, "float32")
+    assert list(verify_file(output, model=str(model), device="cpu"))[-1] == IDENTICAL
 
 
 def test_a_lora_is_put_on_again(verify, folder, tmp_path):

@@ -18,6 +18,7 @@ from scipy import stats
 
 from caption.browser import Browser
 from lens_core.errors import ArtifactError, ConfigError
+from lens_train.ablation.figures import scale, training
 from lens_train.ablation.figures.look import compact, from_zero, new_figure
 from lens_train.ablation.figures.pictures import pictures_figure
 from lens_train.ablation.figures.scale import axis_figure
@@ -27,7 +28,7 @@ from lens_train.ablation.page import Section, Table, markdown_page
 from lens_train.ablation.scaling import BreakEven, Factor, Point, break_even, equivalent_scale
 from lens_train.ablation.sentences import in_short, points, probability, told_break_even, told_factor, verdicts
 from lens_train.ablation.statistics import Difference
-from lens_train.stages.ablation_report.config import AxisConfig, NoiseConfig
+from lens_train.stages.ablation_report.config import AxisConfig, NoiseConfig, PriceConfig
 from train.ablation import made_up
 
 HOSTILE = "</style><script>document.title='pwned'</script>|[x](javascript:1) `$x$` ~~*_{{7*7}} &lt;"
@@ -124,13 +125,14 @@ def interval(values):
 
 def test_the_first_table_says_what_the_rows_say(page, artifacts):
     head, *rows = page.tables[0]
-    assert head[:5] == ["arm", "seeds", "words", "bits", "TFLOP"]
+    assert head[:6] == ["arm", "seeds", "words", "attributes", "bits", "TFLOP"]
     assert [row[0] for row in rows] == ["alt-text", "brief", "mixed", "dense"]
     for row in rows:
         own = "dense" if row[0] == "mixed" else row[0]
-        assert row[1:4] == ["3", f"{made_up.WORDS[row[0]]:.1f}", f"{0.6 * made_up.WORDS[row[0]] + 0.4:.1f}"]
-        assert row[4] == "22.02"
-        for place, skill in ((5, "single"), (8, "two")):
+        words = made_up.WORDS[row[0]]
+        assert row[1:5] == ["3", f"{words:.1f}", f"{words / 2:.1f}", f"{0.6 * words + 0.4:.1f}"]
+        assert row[5] == "22.02"
+        for place, skill in ((6, "single"), (9, "two")):
             values = shares(artifacts[0], row[0], skill, own)
             assert row[place] == interval(values)
             if row[0] == "brief":
@@ -188,10 +190,11 @@ def test_claims_are_made_only_of_what_was_shown(folder):
     assert any(line.startswith("- captions: alt-text against brief on two objects: worse, −") for line in shown)
     assert not any("mixed" in line for line in shown)
     assert any("captions: mixed against brief on two objects: no difference shown" in line for line in rest)
-    assert not any(line.startswith(("- sizes", "- noise")) for line in shown + rest)  # they serve the curves
+    assert not any(line.startswith("- sizes") for line in shown + rest)  # they serve the curves
+    assert any(line.startswith("- noise: wrong-20 against captions/dense on two objects: worse, −") for line in shown)
     assert "- others: shuffled, no-colour: fewer than three seeds, exploratory; nothing is claimed." in rest
     assert any(line.startswith("- parameters, two objects: dense is worth ") for line in shown)
-    cancelled = "- share of wrong facts, two objects: the gain of dense over brief is cancelled at "
+    cancelled = "- share of wrong facts, two objects, the gain of dense over brief: cancelled at "
     assert any(line.startswith(cancelled) for line in shown + rest)
     assert "Each run was given 2.2e+13 training FLOPs. The arms' mean training FLOPs lie 0.00 % apart at most." in text
 
@@ -244,18 +247,20 @@ def test_shares_are_not_drawn_below_zero():
     assert low == 0 < high
 
 
+def axis_config():
+    kinds = {kind: {"name": kind, "arms": ["a", "b", "c"]} for kind in ("long", "short")}
+    return AxisConfig(label="size", metric="parameters", **kinds)
+
+
 def test_panels_of_an_axis_show_all_of_both(monkeypatch):
     """They share their axis, and the second may lie lower than the first."""
     shown = []
     monkeypatch.setattr("lens_train.ablation.figures.scale.png", lambda figure: shown.extend(figure.axes))
-    kinds = {kind: {"name": kind, "arms": ["a", "b", "c"]} for kind in ("long", "short")}
-    config = AxisConfig(label="size", metric="parameters", **kinds)
+    config = axis_config()
     axes = []
     for lowest in (0.6, 0.02):
         points = [Point(x=10.0**n, values=(lowest + 0.1 * n, lowest + 0.1 * n + 0.02)) for n in range(3)]
-        axes.append(
-            Axis(config=config, skill="two", long=points, short=points, factor=equivalent_scale(points, points))
-        )
+        axes.append(axis_of(points, points, config=config))
     axis_figure(axes, {"long": "red", "short": "blue"})
     low, high = shown[1].get_ylim()
     assert low == pytest.approx(0, abs=2)
@@ -299,6 +304,59 @@ def test_arms_may_have_baselines_of_their_own(publish, report):
     shown = text.split("## What was shown")[1].split("## ")[0]
     assert "compute: dense-twice against brief-twice on single object: better, +30 points" in shown
     assert "| dense-twice (against brief-twice) | 3 |" in text
+
+
+def test_an_ablation_may_be_told_of_against_several_baselines(publish, report):
+    artifact = made_up.captions().publish(publish)
+    folder, _ = report([artifact], baselines={"captions": ["brief", "alt-text"]}, headline=["single"])
+    rows = list(csv.DictReader(io.StringIO((folder / "tables/accuracy.csv").read_text())))
+    found = [(r["arm"], r["baseline"]) for r in rows if (r["prompts"], r["skill"]) == ("own", "single")]
+    others = ["alt-text", "brief", "mixed", "dense"]
+    assert found == [(a, b if a != b else "") for b in ("brief", "alt-text") for a in others]
+    text = (folder / "report.md").read_text()
+    assert text.count("## captions: training and what it cost") == 1
+    against = text.split("## captions: every skill, against alt-text")[1].split("## ")[0]
+    difference, *_ = welch(artifact, "dense", "alt-text", "single")
+    row = next(line for line in against.splitlines() if line.startswith("| dense, single |"))
+    assert f"| {interval(shares(artifact, 'dense', 'single', 'dense'))} | +{100 * difference:.0f} (" in row
+    assert "captions: dense against alt-text on single object: better" in text
+    assert (folder / "figures" / "captions-against-alt-text.png").is_file()
+
+
+def test_curves_may_be_read_at_skills_of_their_own(publish, report):
+    made = [made_up.captions().publish(publish), made_up.noise().publish(publish)]
+    (noise,) = made_up.NOISE
+    folder, _ = report(made, headline=["single"], noise=[{**noise, "skills": ["count", "two"]}])
+    found = json.loads((folder / "tables/findings.json").read_text())["noise"]
+    assert [entry["skill"] for entry in found] == ["count", "two"]
+
+
+def test_seven_skills_are_drawn_in_rows_of_three(monkeypatch):
+    shown = []
+    monkeypatch.setattr(scale, "png", lambda figure: shown.append(figure) or b"")
+    points = [Point(x=10.0**n, values=(0.1 * n, 0.1 * n + 0.02)) for n in range(3)]
+    axis_figure([axis_of(points, points, config=axis_config())] * 7, {"long": "red", "short": "blue"})
+    rows = {axes.get_subplotspec().rowspan.start for axes in shown[0].axes}
+    assert (len(shown[0].axes), rows) == (7, {0, 1, 2})
+    shown[0].draw_without_rendering()
+    widths = [axes.get_position().width for axes in shown[0].axes]
+    assert min(widths) > 0.2  # of the figure: what is said above a panel takes no room from it
+
+
+def test_learning_is_shown_against_all_that_it_took(monkeypatch, publish):
+    """Steps, images, tokens, FLOPs, and dollars for the captions of the distinct images seen so far."""
+    shown = []
+    monkeypatch.setattr(training, "png", lambda figure: shown.append(figure) or b"")
+    made = load_ablation(made_up.captions().publish(publish))
+    training.learning_figure(made, "score", "single", dict.fromkeys(made.arms, "red"), PriceConfig())
+    (figure,) = shown
+    told = {axes.get_xlabel(): axes for axes in figure.axes if axes.get_xlabel()}
+    assert list(told) == ["steps", "images seen", "tokens seen", "training FLOPs", "hypothetical caption dollars"]
+    ends = {name: {line.get_label(): line.get_xdata()[-1] for line in axes.lines} for name, axes in told.items()}
+    assert ends["training FLOPs"]["dense"] == pytest.approx(2.2e13)
+    assert ends["images seen"]["dense"] == 60_000 - 500 * 27
+    dollars = (765 * 2 + 27.3 * 1.3 * 8) / 1e6  # of a caption, by the list prices
+    assert ends["hypothetical caption dollars"]["dense"] == pytest.approx(20_000 * dollars)
 
 
 def test_stages_that_measure_alike_are_arms_of_their_own(publish):
@@ -423,10 +481,10 @@ def test_a_fast_run_of_one_seed_claims_nothing(publish, report):
     noise = [{"shares": {"captions/dense-s": 0, "captions/dense-m": 0.1}, "rival": "captions/brief-s"}]
     folder, _ = report([made.publish(publish)], axes=[{"label": "parameters", **kinds}], noise=noise)
     text = (folder / "report.md").read_text()
-    assert listed(text, "What was shown") == ["- Nothing that was tested."]
-    assert "- single object: no factor: accuracy does not grow along the axis" in text
-    assert "- single object: none to begin with (no interval: one seed a place)" in text
-    assert "| dense-s † | 1 | – | – | – | 0 (0–32) | 0 (−32 to +32) | – |" in text
+    assert listed(text, "What was shown")[2:] == ["- Nothing that was tested."]
+    assert "- single object: no factor: one of the two is not sure to grow along the axis" in text
+    assert "- single object: no gain to cancel (no interval: one seed a place)" in text
+    assert "| dense-s † | 1 | – | – | – | – | 0 (0–32) | 0 (−32 to +32) | – |" in text
     assert "No budget was set for all runs together." in text
 
 
@@ -491,25 +549,84 @@ def factor(value, low, high, levels=(0.4, 0.6)):
     return Factor(value=value, low=low, high=high, smallest=1 / 16, largest=16.0, levels=levels)
 
 
-@pytest.mark.parametrize("seeds", [2, 3])
-def test_curves_of_two_seeds_claim_nothing(seeds):
-    def curve(*means):
-        return [Point(x=4**place, values=(m, m + 0.01, m - 0.01)[:seeds]) for place, m in enumerate(means)]
+def axis_of(long, short, **more):
+    more = {"config": AxisConfig(**made_up.AXES[0]), "flops": None, **more}
+    return Axis(skill="x", long=long, short=short, factor=equivalent_scale(long, short), **more)
 
-    long, short = curve(0.5, 0.6, 0.7), curve(0.4, 0.5, 0.6)
-    axis = Axis(
-        config=AxisConfig(**made_up.AXES[0]), skill="x", long=long, short=short, factor=equivalent_scale(long, short)
-    )
-    noisy, rival = curve(0.8, 0.6, 0.4), (0.7, 0.71, 0.69)
-    noise = Noise(
+
+def noise_of(noisy, rival, *, gain_p):
+    return Noise(
         config=NoiseConfig(**made_up.NOISE[0]),
         skill="x",
         points=noisy,
         clean="dense",
         rival="brief",
         rival_values=rival,
+        gain=Difference(value=fmean(noisy[0].values) - fmean(rival), low=0, high=1, p=gain_p, basis="welch"),
+        gain_p=gain_p,
         cancelled=break_even(noisy, rival),
     )
+
+
+def verdict_on(*, axis=None, noise=None):
+    axes, noises = [axis] if axis else [], [noise] if noise else []
+    shown, rest = verdicts(Findings(comparisons=[], axes=axes, noise=noises), ["x"])
+    return bool(shown), (shown + rest)[0]
+
+
+def three(*means, spread=0.01, base=4):
+    return [Point(x=base**place, values=(m, m + spread, m - spread)) for place, m in enumerate(means)]
+
+
+def test_a_bound_needs_a_curve_that_grows():
+    claimed, told = verdict_on(axis=axis_of(three(0.7, 0.8, 0.9), three(0.2, 0.3, 0.4)))
+    assert claimed
+    assert "dense is worth more than 16× (95 % interval beyond that) in parameters of brief" in told
+    for long, short in (((0.7, 0.69, 0.67), (0.55, 0.56, 0.56)), ((0.1, 0.12, 0.12), (0.25, 0.28, 0.29))):
+        claimed, told = verdict_on(axis=axis_of(three(*long), three(*short, spread=0.03)))
+        assert not claimed
+        assert told.endswith("no factor: one of the two is not sure to grow along the axis.")
+
+
+def test_curves_that_hardly_meet_claim_nothing():
+    claimed, told = verdict_on(axis=axis_of(three(0.3, 0.5, 0.7, spread=0.001), three(0.02, 0.1, 0.32, spread=0.001)))
+    assert not claimed
+    assert told.endswith(
+        "read between 30 and 32 % accuracy; dense goes on to 70 %; they share too little to claim anything."
+    )
+
+
+def test_compute_that_grows_along_an_axis_of_something_else_is_said():
+    curves = three(0.5, 0.6, 0.7), three(0.4, 0.5, 0.6)
+    assert (
+        "in parameters of brief, and of the training FLOPs that grow with them, read"
+        in verdict_on(axis=axis_of(*curves, flops=(1e12, 8e12)))[1]
+    )
+    assert "FLOPs" not in verdict_on(axis=axis_of(*curves, flops=(1e12, 1.01e12)))[1]
+
+
+def test_a_gain_is_cancelled_only_where_there_is_one():
+    noisy, rival = three(0.67, 0.47, 0.14), (0.56, 0.52, 0.58)
+    assert verdict_on(noise=noise_of(noisy, rival, gain_p=0.04))[0]
+    claimed, told = verdict_on(noise=noise_of(noisy, rival, gain_p=0.06))
+    assert not claimed
+    assert told.endswith("; the gain itself is not shown.")
+    # A gain that outlasts all mistakes that were measured is a finding, too.
+    claimed, told = verdict_on(noise=noise_of(noisy, (0.1, 0.11, 0.09), gain_p=0.001))
+    assert claimed
+    assert "not cancelled by 1600 %" in told  # the places of `three`
+    claimed, told = verdict_on(noise=noise_of(noisy, (0.9, 0.91, 0.89), gain_p=0.001))
+    assert not claimed
+    assert told.endswith("the gain of dense over brief: no gain to cancel.")
+
+
+@pytest.mark.parametrize("seeds", [2, 3])
+def test_curves_of_two_seeds_claim_nothing(seeds):
+    def curve(*means):
+        return [Point(x=4**place, values=(m, m + 0.01, m - 0.01)[:seeds]) for place, m in enumerate(means)]
+
+    long, short = curve(0.5, 0.6, 0.7), curve(0.4, 0.5, 0.6)
+    axis, noise = axis_of(long, short), noise_of(curve(0.8, 0.6, 0.4), (0.7, 0.71, 0.69), gain_p=0.01)
     shown, rest = verdicts(Findings(comparisons=[], axes=[axis], noise=[noise]), ["x"])
     assert len(shown if seeds == 3 else rest) == 2
     assert len(rest if seeds == 3 else shown) == 0
@@ -522,12 +639,13 @@ def test_curves_of_two_seeds_claim_nothing(seeds):
     ("found", "words"),
     [
         (factor(3.14, 2.0, 5.0), "3.1× (95 % interval 2.0× to 5.0×)"),
-        (factor(3.14, 0.0, math.inf), "3.1× (95 % interval less than 0.1× to more than 16×)"),
+        (factor(3.14, 0.0, math.inf), "3.1× (95 % interval less than 0.06× to more than 16×)"),
+        (factor(1.21, 1.043, 1.41), "1.21× (95 % interval 1.04× to 1.41×)"),
         (factor(math.inf, 3.0, math.inf), "more than 16× (95 % interval 3.0× to more than 16×)"),
         (factor(math.inf, math.inf, math.inf), "more than 16× (95 % interval beyond that)"),
-        (factor(0.0, 0.0, 0.0), "less than 0.1× (95 % interval beyond that)"),
+        (factor(0.0, 0.0, 0.0), "less than 0.06× (95 % interval beyond that)"),
         (factor(2.0, math.nan, math.nan), "2.0× (no interval: one seed a place)"),
-        (factor(math.nan, 0.0, math.inf), "no factor: accuracy does not grow along the axis"),
+        (factor(math.nan, 0.0, math.inf), "no factor: one of the two is not sure to grow along the axis"),
     ],
 )
 def test_factors_in_words(found, words):
@@ -537,14 +655,16 @@ def test_factors_in_words(found, words):
 @pytest.mark.parametrize(
     ("found", "words"),
     [
-        ((0.12, 0.08, 0.18), "cancelled at 12 % (95 % interval 8 % to 18 %)"),
-        ((0.12, 0.08, math.inf), "cancelled at 12 % (95 % interval 8 % to more than 20 %)"),
+        ((0.12, 0.08, 0.18), "cancelled at 12 % (95 % interval 8.0 % to 18 %)"),
+        ((0.03, 0.004, 0.05), "cancelled at 3.0 % (95 % interval 0.4 % to 5.0 %)"),
+        ((0.12, 0.08, math.inf), "cancelled at 12 % (95 % interval 8.0 % to more than 20 %)"),
         (
             (math.inf, 0.15, math.inf),
             "not cancelled by 20 %, the most measured (95 % interval 15 % to more than 20 %)",
         ),
         ((math.inf, math.inf, math.inf), "not cancelled by 20 %, the most measured (95 % interval beyond that)"),
-        ((0.0, 0.0, 0.04), "none to begin with (95 % interval 0 % to 4 %)"),
+        ((0.0, 0.0, 0.04), "no gain to cancel (95 % interval 0 % to 4.0 %)"),
+        ((0.0, 0.0, 0.0), "no gain to cancel"),
         ((0.12, math.nan, math.nan), "cancelled at 12 % (no interval: one seed a place)"),
     ],
 )
@@ -557,6 +677,10 @@ def test_figures_have_less_room():
     assert in_short("3.1× (95 % interval 2.0× to 5.0×)") == "3.1×, 95 %: 2.0× to 5.0×"
     beyond = "not cancelled by 20 %, the most measured (95 % interval beyond that)"
     assert in_short(beyond) == "not cancelled by 20 %, 95 %: beyond that"
+    unsure = "cancelled at 2.0 % (95 % interval 0.5 % to 3.3 %); the gain itself is not shown"
+    assert in_short(unsure) == "cancelled at 2.0 %, 95 %: 0.5 % to 3.3 %; gain not shown"
+    bound = told_factor(Factor(value=math.inf, low=1.1, high=math.inf, smallest=0.14, largest=7.2, levels=None))
+    assert in_short(bound) == "> 7.2×, 95 %: 1.10× to > 7.2×"
     assert in_short("2.0× (no interval: one seed a place)") == "2.0× (no interval: one seed a place)"
 
 

@@ -82,6 +82,17 @@ def test_a_step_that_is_there_already_is_replaced(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step-00000002", "step-00000003"]
 
 
+def test_the_step_that_was_loaded_is_not_written_anew(tmp_path):
+    """Its folder would be gone for a while, with the pointer still naming it."""
+    small = save(tmp_path, range(1, 3))
+    store = CheckpointStore(tmp_path, ALONE)
+    store.load_latest(small.state)
+    before = (tmp_path / "step-00000002" / "state.json").stat()
+    store.save(2, small.state, {"step": 2})
+    store.wait()
+    assert (tmp_path / "step-00000002" / "state.json").stat().st_ino == before.st_ino
+
+
 @pytest.mark.parametrize("text", ["", "step-", "../../etc", "step-00000001/..", "step-00000001\nstep-00000002", "\x00"])
 def test_a_damaged_pointer_is_named(tmp_path, text):
     save(tmp_path)

@@ -72,6 +72,25 @@ def test_every_kind_of_budget_is_steps(lens_registry, kind):
     assert plan.steps == pytest.approx(1e6 / a_step[kind])
 
 
+def test_a_plan_of_buckets_whose_sides_are_no_sizes_of_its_own(lens_registry):
+    """A size trains in the bucket of about its area, as in the plan itself."""
+    plan = planned(
+        lens_registry,
+        "lens-3.8b-stage1",
+        "stages.model.image_size=[512, 768]",
+        "stages.model.batch={plan: buckets, buckets: {512: 24, 768: 10}, packs_per_step: 2}",
+    )
+    assert plan.images == 2 * 24
+    assert plan.image_tokens == 2 * 24 * (627 // 16) ** 2  # about 32 x 48
+
+
+def test_a_model_of_a_plugin_is_refused_in_one_line(lens):
+    done = lens("plan", str(next(r for r in RECIPES if r.stem == "quickstart")), "--set", "stages.model.model=acme-mlp")
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line == "lens: stages.model.model: lens plan knows the model 'lens' only, not 'acme-mlp'"
+
+
 def test_a_lora_is_cheaper_than_every_weight(lens_registry):
     lora, full = (planned(lens_registry, name) for name in ("lora", "finetune"))
     assert lora.trained < lora.parameters / 20

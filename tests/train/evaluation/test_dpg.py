@@ -35,7 +35,7 @@ def make(tmp_path):
 
     def evaluator(url, rows=ROWS, **options):
         prompts = str(write(tmp_path / "p.csv", rows))
-        return DpgEvaluator(DpgEvaluatorConfig(prompts=prompts, endpoint=url, model="m", **{"samples": 1, **options}))
+        return DpgEvaluator(DpgEvaluatorConfig(prompts=prompts, base_url=url, model="m", **{"samples": 1, **options}))
 
     return evaluator
 

@@ -34,14 +34,15 @@ def model(tmp_path_factory):
 def measured(model, tmp_path, capsys):
     """Run it in this process: what it printed, its scores, its answers."""
 
-    def run(suite, *settings, seed=0, steps=None, **options):
+    def run(suite, *settings, seed=0, steps=None, rewriter=None, **options):
         out = tmp_path / "out"
         evaluate_model(
             str(model),
             suite=suite,
             options={f"--{name.replace('_', '-')}": value for name, value in options.items()},
             settings=settings,
-            out=str(out),
+            rewriter=rewriter,
+            output=str(out),
             seed=seed,
             steps=steps,
             guidance=None,
@@ -58,10 +59,19 @@ def lines_of(*prompts):
     return "\n".join(map(json.dumps, prompts))
 
 
+def test_a_rewriter_is_told_in_the_first_line(measured):
+    printed, scores, answers = measured(
+        "scenes", "skills=[single]", "styles=[brief]", per_skill=2, rewriter="scene-expander"
+    )
+    assert printed.splitlines()[0] == "tiny: scenes, of which scene-expander rewrote 2 texts"
+    assert scores["rewritten"] == {"brief": 2}
+    assert all(len(row["given"]) > len(row["prompt"]) for row in answers)
+
+
 def test_scenes_from_the_command_line(lens, model, tmp_path):
     done = lens(
         "evaluate", str(model), "--suite", "scenes", "--per-skill", "2", "--set", "styles=[brief, dense]",
-        "--set", "skills=[single, two]", "--steps", "2", "--out", "here", "--device", "cpu",
+        "--set", "skills=[single, two]", "--steps", "2", "--output", "here", "--device", "cpu",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     rows = [line.split() for line in done.stdout.splitlines()]
@@ -117,7 +127,7 @@ def test_dpg_style_with_a_vision_endpoint(measured, model, tmp_path, monkeypatch
     yes = {"red": {"Is there a bus?"}, "blue": {"Is there a bus?", "Is it blue?"}}
     with Eyes(yes).running() as server:
         said, scores, answers = measured(
-            "dpg-style", "concurrency=2", prompts=str(file), endpoint=server.url, judge="m", samples=1, seed=3, steps=2
+            "dpg-style", "concurrency=2", prompts=str(file), base_url=server.url, judge="m", samples=1, seed=3, steps=2
         )
     loaded = load_model_folder(str(model), registry=load_registry())
     sampler = loaded.registry.parse("samplers", {**loaded.sampler.model_dump(), "steps": 2})
@@ -164,7 +174,7 @@ def test_the_same_scores_as_the_stage(measured, model):
     [
         ("genevall", {}, [], "there is no evaluator 'genevall' (did you mean 'geneval'?)"),
         ("geneval", {"--prompts": "p"}, [], "the suite geneval needs --detector"),
-        ("dpg-style", {}, [], "the suite dpg needs --prompts and --endpoint and --judge"),
+        ("dpg-style", {}, [], "the suite dpg needs --prompts and --base-url and --judge"),
         ("scenes", {"--clip": "c"}, [], "the suite scenes takes no --clip"),
         ("dpg", {"--per-skill": 3}, [], "the suite dpg takes no --per-skill"),
         ("scenes", {}, ["sizze=64"], "--suite scenes: sizze: unknown option (did you mean 'size'?)"),

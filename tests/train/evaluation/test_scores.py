@@ -20,6 +20,7 @@ def answers(skill, verdicts, *, pictures=1, first=0, model="m", style="s"):
             skill=skill,
             task=f"{skill}-{number}",
             prompt=f"prompt {first + number // pictures}",
+            given="",
             correct=bool(verdict),
         )
         for number, verdict in enumerate(verdicts)

@@ -50,6 +50,37 @@ def dies(world, lost, folder):
     world.barrier("the manifest")
 
 
+def fails_alone(world, lost, folder):
+    if lost:
+        time.sleep(TIMEOUT_S + 2)  # which the others are not to give up after
+    world.meet("the images")
+
+    def build():
+        raise LensError("nothing to train on")
+
+    world.after_main("what goes well", lambda: None)
+    world.after_main("the manifest", build)
+
+
+def fails_without_words(world, lost, folder):
+    def build():
+        raise KeyboardInterrupt
+
+    world.after_main("the manifest", build)
+
+
+def dies_alone(world, lost, folder):
+    world.barrier("the plan")
+    world.after_main("the manifest", lambda: os.kill(os.getpid(), signal.SIGKILL))
+
+
+def dies_before_they_meet(world, lost, folder):
+    world.barrier("the plan")
+    if lost:
+        os.kill(os.getpid(), signal.SIGKILL)
+    world.meet("the images")
+
+
 def stops_in_a_step(world, lost, folder, **parallel):
     """Between a step's first collectives and its last: it came, and then it hung."""
     run = Run(world, **parallel)
@@ -106,6 +137,10 @@ SCENARIOS = {
     "sleeps before two": sleeps,
     "dies": dies,
     "dies who keeps the store": dies,
+    "fails alone": fails_alone,
+    "fails without words": fails_without_words,
+    "dies alone": dies_alone,
+    "dies before they meet": dies_before_they_meet,
     "stops in a step": stops_in_a_step,
     "stops in a step of copies": stops_in_a_step_of_copies,
     "stops in a save": stops_in_a_save,

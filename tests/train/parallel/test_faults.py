@@ -24,6 +24,10 @@ LOST = {
     "sleeps before two": 2,
     "dies": 1,
     "dies who keeps the store": 0,
+    "fails alone": 0,
+    "fails without words": 0,
+    "dies alone": 0,
+    "dies before they meet": 1,
     "stops in a step": 1,
     "stops in a step of copies": 3,
     "stops in a save": 1,
@@ -73,6 +77,20 @@ def test_all_who_wait_name_the_same_rank(said):
     assert len(said["sleeps before two"]) == 2
     for line in said["sleeps before two"]:
         assert line.startswith("the manifest: rank 2 of 3 did not come, and rank ")
+
+
+def test_others_wait_for_rank_0_as_long_as_it_takes_and_fail_with_it(said):
+    assert said["fails alone"] == ["rank 0: nothing to train on"]
+    assert said["fails without words"] == ["rank 0: KeyboardInterrupt"]
+
+
+@pytest.mark.parametrize(
+    ("scenario", "what"), [("dies alone", "the manifest"), ("dies before they meet", "the images")]
+)
+def test_who_waits_for_ever_notices_a_rank_that_dies(said, scenario, what):
+    (line,) = said[scenario]
+    lost = LOST[scenario]
+    assert line.startswith(f"{what}: rank {lost} of 2 did not come, and rank {1 - lost} gave up after ")
 
 
 def test_a_rank_that_hangs_in_a_step_is_named(said):

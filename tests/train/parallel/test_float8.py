@@ -49,6 +49,15 @@ def test_loss_and_gradients_are_near_those_of_float32():
 
 
 @needs_torchao
+def test_selective_takes_no_product_again():
+    """A product in float8 is one of ordinary matrices to what decides, whatever is within."""
+    whole, selective, full = (
+        len(gradients(float8=True, activation_checkpointing=policy)[2]) for policy in ("none", "selective", "full")
+    )
+    assert whole == selective < full
+
+
+@needs_torchao
 def test_products_have_the_shapes_that_gpus_take():
     batch, _ = pack(samples(0, torch.float32))
     assert len(batch.image) % 16 != 0

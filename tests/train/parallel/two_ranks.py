@@ -67,7 +67,7 @@ def main(folder):
         if world.is_main:
             save_file(whole, folder / f"{name}.safetensors")
 
-    found["anyone"] = [world.agree(False), world.agree(world.rank == 1), world.agree(False)]
+    found["lines"] = world.gather([f"of {world.rank}"] * world.rank)
     own = torch.tensor([1.0, 10.0], dtype=torch.float64) * (world.rank + 1)
     found["sum"] = world.sum_over(own).tolist()
     found["kept"] = own.tolist()

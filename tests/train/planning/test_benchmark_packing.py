@@ -1,4 +1,4 @@
-"""`benchmarks/packing.py`: the goals that it measures are reached, on fewer samples than it takes by default."""
+"""`benchmarks/packing.py` and `stage_start.py`: the goals that they measure are reached, on fewer samples."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 FILE = Path(__file__).parents[3] / "benchmarks" / "packing.py"
+STARTS = ("first_start", "next_start")
 
 
 def load(file):
@@ -45,4 +46,15 @@ def test_memory_does_not_grow_with_the_samples(tmp_path, count):
     assert found["seek: packs per epoch"] == pytest.approx(count * 2619 / 25_600, rel=0.03)
     assert 10 < found["build: anonymous MB"] < 100
     assert 10 < found["seek: anonymous MB"] < 100
+    assert list(tmp_path.iterdir()) == [report]
+
+
+def test_a_stage_starts_without_its_captions_in_memory(tmp_path):
+    report = tmp_path / "report.json"
+    options = ["--images", "200000", "--folder", tmp_path, "--out", report]
+    subprocess.run([sys.executable, FILE.with_name("stage_start.py"), *options], check=True, capture_output=True)
+    found = json.loads(report.read_text())
+    taken = [found[f"{start}: anonymous MB"] - found[f"{start}: of it Python and imports"] for start in STARTS]
+    assert 10 < taken[0] < 180  # the captions alone are 100 MB; with their keys, as Python's strings, more than 200
+    assert taken[1] < 2
     assert list(tmp_path.iterdir()) == [report]

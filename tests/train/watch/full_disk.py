@@ -15,14 +15,13 @@ from tempfile import TemporaryDirectory
 
 from lens_core.config.pipeline import load_pipeline
 from lens_core.errors import LensError, Stopped
-from lens_core.pipeline.context import StageContext
 from lens_core.pipeline.progress import Progress
 from lens_core.pipeline.runner import run_pipeline
 from lens_core.registry import load_registry
-from lens_core.storage.artifacts import OutputFolder
 from lens_train.checkpoint.store import CheckpointStore
 from lens_train.stages.train.stage import run
 from train.checkpoint.full_disk import fill
+from train.contexts import context_in
 
 STEPS = 24
 TRAIN = {
@@ -76,17 +75,8 @@ class Place:
 
     def train(self, step=0, act=go_on):
         """Run the stage; what it ended with."""
-        context = StageContext(
-            name="model",
-            inputs=(self.captions,),
-            output=OutputFolder(str(self.folder / "model"), self.folder / "scratch"),
-            state_dir=self.state,
-            run_url=str(self.folder),
-            base=str(self.folder),
-            seed=3,
-            registry=self.registry,
-            progress=Watched(step, act),
-        )
+        progress = Watched(step, act)
+        context = context_in(self.folder, self.registry, [self.captions], state=self.state, progress=progress)
         try:
             run(self.config, context)
         except LensError as error:

@@ -46,13 +46,14 @@ def library(request, tmp_path, monkeypatch):
 def test_a_tracker_gets_every_line_and_goes_on_as_the_same_run(library, new_trainer, progress, tmp_path):
     watch = WatchConfig(log_every=1, **{library: "pictures"})
     for steps in (2, 1):
-        new_trainer(budget=Budget(steps=steps), watch=watch).run(progress)
+        new_trainer(budget=Budget(steps=steps), watch=watch, settings={"ema": 0.9}).run(progress)
     calls = [json.loads(line) for line in (tmp_path / "calls.jsonl").read_text().splitlines()]
     assert [call[0] for call in calls] == ["init", "log", "log", "finish", "init", "log", "finish"]
     options = calls[0][1]
     assert (options["project"], options["resume"]) == ("pictures", "allow")
     assert options["name"].startswith("state-")
-    assert set(options) == {"project", "name", "resume"} | ({"id"} if library == "wandb" else set())
+    assert options["config"] == {"ema": 0.9}
+    assert set(options) == {"project", "name", "resume", "config"} | ({"id"} if library == "wandb" else set())
     assert calls[4][1] == options
     lines = [json.loads(line) for line in (tmp_path / "state" / "metrics.jsonl").read_text().splitlines()]
     assert calls[5][1:] == [{name: value for name, value in lines[0].items() if name != "step"}, 1]

@@ -6,6 +6,7 @@ import hashlib
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -33,26 +34,29 @@ def split(scenes, lens_registry, tmp_path_factory):
     return training_set(scenes["dense"], lens_registry, tmp_path_factory.mktemp("split"), validation=CONFIG)
 
 
-def many(count):
-    return [hashlib.sha256(str(number).encode()).hexdigest() for number in range(count)]
+def words(count):
+    """The first eight bytes of some keys."""
+    digests = [hashlib.sha256(str(number).encode()).digest() for number in range(count)]
+    return np.array([int.from_bytes(digest[:8], "big") for digest in digests], dtype=np.uint64)
 
 
 def test_the_share_is_kept_and_those_held_out_stay_so_as_a_set_grows():
-    few, more = (held_out(many(count), ValidationConfig(share=0.1, max_samples=9000), 3) for count in (5000, 20_000))
-    assert len(more) == pytest.approx(2000, rel=0.1)
-    assert few == more & set(many(5000))
-    assert held_out(many(5000)[::-1] * 2, ValidationConfig(share=0.1, max_samples=9000), 3) == few
-    assert held_out(many(5000), ValidationConfig(share=0.1, max_samples=9000), 4) != few
-    capped = held_out(many(5000), ValidationConfig(share=0.1, max_samples=50), 3)
-    assert len(capped) == 50
-    assert capped < few
+    plenty = ValidationConfig(share=0.1, max_samples=9000)
+    few, more = (held_out(words(count), plenty, 3) for count in (5000, 20_000))
+    assert more.sum() == pytest.approx(2000, rel=0.1)
+    assert (few == more[:5000]).all()
+    assert (held_out(words(5000)[::-1], plenty, 3) == few[::-1]).all()
+    assert (held_out(words(5000), plenty, 4) != few).any()
+    capped = held_out(words(5000), ValidationConfig(share=0.1, max_samples=50), 3)
+    assert capped.sum() == 50
+    assert few[capped].all()
 
 
 def test_a_share_that_leaves_nothing_on_one_side():
     config, counts = ValidationConfig(share=0.5), set()
     for seed in range(10):
         try:
-            held_out(many(1), config, seed)
+            held_out(words(1), config, seed)
         except ConfigError as error:
             (line,) = str(error).splitlines()
             assert line.startswith("watch.validation.share: 0.5 of 1 images holds out ")

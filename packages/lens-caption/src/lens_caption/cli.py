@@ -5,7 +5,6 @@ What is previewed, quoted and probed is the request that a pipeline would send.
 
 from __future__ import annotations
 
-import hashlib
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Annotated, Any
@@ -62,16 +61,19 @@ def preview(
     ] = None,
 ) -> None:
     """Caption single images and print the texts."""
+    from lens_caption.quality.text import printable
     from lens_core.contracts import ImageItem
     from lens_core.registry import load_registry
+    from lens_core.storage.shards import image_key
 
     registry = load_registry()
     config = _captioner(registry, captioner, set_)
     built = registry.build("captioners", config) if caption is None else _reviser(config, caption)
-    items = [ImageItem(key=hashlib.sha256(data).hexdigest(), data=data) for data in (f.read_bytes() for f in files)]
+    items = [ImageItem(key=image_key(data), data=data) for data in (f.read_bytes() for f in files)]
     try:
         for file, outcome in zip(files, built.caption(items), strict=True):
-            typer.echo(f"{file}: {outcome.text if outcome.status == 'ok' else f'{outcome.status}: {outcome.detail}'}")
+            told = outcome.text if outcome.status == "ok" else f"{outcome.status}: {outcome.detail}"
+            typer.echo(f"{file}: {printable(told)}")
     finally:
         built.close()
 
@@ -188,6 +190,7 @@ def _captioner(registry: Any, name: str, settings: list[str] | None) -> Any:
     """A captioner's config from `--captioner` and `--set`."""
     from pydantic import ValidationError
 
+    from lens_core.config.base import first_mistake
     from lens_core.config.overrides import apply_override
     from lens_core.errors import ConfigError
 
@@ -197,8 +200,7 @@ def _captioner(registry: Any, name: str, settings: list[str] | None) -> Any:
     try:
         config = registry.parse("captioners", block)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        raise ConfigError(first["msg"], file=f"--captioner {name}", key=key) from error
+        key, message = first_mistake(error)
+        raise ConfigError(message, file=f"--captioner {name}", key=key) from error
     registry.require_libraries("captioners", name)
     return config

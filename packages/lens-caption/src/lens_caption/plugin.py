@@ -15,12 +15,18 @@ __all__ = ["lens_captioners", "lens_commands", "lens_stages"]
 
 @hookimpl
 def lens_captioners() -> Iterator[CaptionerSpec]:
-    """Captioners by rule, by API, and by a model on this machine."""
+    """Captioners by rule, from the images' metadata, by API, and by a model on this machine."""
     yield CaptionerSpec(
         name="scene-graph",
         summary="Words an exact scene graph, as alt-text, briefly or densely; for the procedural scenes.",
         config="lens_caption.captioners.scene_graph.config:SceneGraphConfig",
         target="lens_caption.captioners.scene_graph.captioner:SceneGraphCaptioner",
+    )
+    yield CaptionerSpec(
+        name="metadata",
+        summary="Takes captions that a data set brings, such as a WebDataset's .txt, from the images' metadata.",
+        config="lens_caption.captioners.metadata.config:MetadataConfig",
+        target="lens_caption.captioners.metadata.captioner:MetadataCaptioner",
     )
     yield CaptionerSpec(
         name="openai",

@@ -6,7 +6,6 @@ The requests are those that a run would send; what matters beside their answers 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import io
 import statistics
 import time
@@ -26,6 +25,7 @@ from lens_caption.profiles.calibrate import TOLERANCE, Calibration, Observation,
 from lens_core.contracts import ImageItem
 from lens_core.errors import ConfigError, LensError
 from lens_core.images import header
+from lens_core.storage.shards import image_key
 
 if TYPE_CHECKING:
     import datetime
@@ -141,9 +141,7 @@ def probe(config: OpenAIConfig, profile: Profile, *, count: int, budget: Decimal
     profile.refuse_if_retired(today)
     captioner = OpenAICaptioner(config)
     try:
-        items = [
-            ImageItem(key=hashlib.sha256(data).hexdigest(), data=data) for data in probe_images(count, config.max_side)
-        ]
+        items = [ImageItem(key=image_key(data), data=data) for data in probe_images(count, config.max_side)]
         requests = [captioner.request_for(item) for item in items]
         worst = sum((profile.cost(_most(request)) for request in requests), Decimal(0))
         if worst > budget:

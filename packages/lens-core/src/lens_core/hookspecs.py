@@ -54,7 +54,7 @@ def lens_text_encoders() -> Iterable[specs.TextEncoderSpec]:  # type: ignore[emp
 
 @hookspec
 def lens_samplers() -> Iterable[specs.SamplerSpec]:  # type: ignore[empty-body]
-    """Offer samplers: a time grid, and a step along it from noise to image."""
+    """Offer samplers: a time grid, and a walk along it from noise to image."""
 
 
 @hookspec

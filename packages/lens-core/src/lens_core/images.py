@@ -174,7 +174,7 @@ def _reading() -> Iterator[None]:
         raise ImageError("it is not an image") from error
     except Image.DecompressionBombError as error:
         raise ImageError(f"it claims more than {MAX_PIXELS:,} pixels") from error
-    except ImageError:
+    except (ImageError, MemoryError):  # a lack of memory says nothing of the image
         raise
     except Exception as error:
         # Damaged files make the readers raise what comes to hand: OSError, SyntaxError, TypeError, struct.error, …

@@ -19,7 +19,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lens_core.errors import MissingExtraError, PluginError
+from lens_core.errors import LensError, MissingExtraError, PluginError
 
 if TYPE_CHECKING:
     from lens_core.config.base import Config
@@ -115,7 +115,7 @@ class TextEncoderSpec(ComponentSpec):
 
 
 class SamplerSpec(ComponentSpec):
-    """Offers a sampler: a time grid and a step from noise to image."""
+    """Offers a sampler: a time grid, and a walk along it from noise to image."""
 
 
 class RewriterSpec(ComponentSpec):
@@ -190,7 +190,7 @@ def load_dotted(path: str, *, asked_by: str, extra: str | None) -> Any:
 
     Raises:
         MissingExtraError: some other library is not installed.
-        PluginError: the module or the attribute does not exist.
+        PluginError: the module or the attribute does not exist, or the module is broken.
     """
     module_name, attribute = path.split(":")
     try:
@@ -203,6 +203,11 @@ def load_dotted(path: str, *, asked_by: str, extra: str | None) -> Any:
             ) from error
         hint = f"; install it with: {pip_line(extra)}" if extra else ""
         raise MissingExtraError(f"{asked_by} needs the library {missing!r}, which is not installed{hint}") from error
+    except LensError:
+        raise
+    except Exception as error:  # a foreign module may raise anything while it is imported
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise PluginError(f"{asked_by}: the module {module_name!r} cannot be imported: {reason}") from error
     if not hasattr(module, attribute):
         raise PluginError(f"{asked_by}: {module_name} has no {attribute!r}")
     return getattr(module, attribute)

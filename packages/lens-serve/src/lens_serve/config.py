@@ -8,6 +8,7 @@ from pydantic import Field, StringConstraints, model_validator
 
 from lens_core.config.base import Config, Url
 from lens_core.config.components import RewriterField, SafetyCheckerField
+from lens_core.config.devices import DeviceName
 from lens_core.storage import urls
 
 __all__ = [
@@ -92,7 +93,7 @@ class Bounds(Config):
 class EngineSettings(Config):
     """The process that computes."""
 
-    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Where; with replicas, each takes one.")
+    device: DeviceName = Field("auto", description="Where; with replicas, each takes one.")
     replicas: int = Field(1, gt=0, le=64, description="Engines on this host, each with weights of its own.")
     threads: int | None = Field(None, gt=0, description="Of an engine on the CPU; null: all cores among the replicas.")
     policy: Literal["remaining-time", "first-come", "same-shape"] = Field(
@@ -110,8 +111,13 @@ class EngineSettings(Config):
         "else overload makes the order oldest first, which is late for everybody.",
     )
     tier: Tier = Field("lossless", description="Of requests that name none.")
-    watchdog_factor: float = Field(10.0, gt=1, description="A call that takes this many times what was predicted,")
-    watchdog_s: float = Field(2.0, gt=0, description="and this long more, hangs: the engine is started anew.")
+    watchdog_factor: float = Field(
+        10.0,
+        gt=1,
+        description="A call hangs when it takes this many times what was predicted, and `watchdog_s` more; the engine "
+        "is then started anew.",
+    )
+    watchdog_s: float = Field(2.0, gt=0, description="Seconds on top of `watchdog_factor` times the prediction.")
     loading_s: float = Field(900.0, gt=0, description="An engine that is not ready by then is started anew.")
     warm_up: bool = Field(True, description="Draw once and measure, before saying ready.")
 

@@ -15,12 +15,14 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 if TYPE_CHECKING:
     import asyncio
 
-__all__ = ["MAX_CONNECTIONS", "MAX_HEAD_BYTES", "MAX_HEAD_LINES", "Connection", "raise_file_limit"]
+__all__ = ["MAX_CONNECTIONS", "MAX_HEAD_BYTES", "MAX_HEAD_LINES", "MAX_PIPELINED", "Connection", "raise_file_limit"]
 
 MAX_CONNECTIONS = 2000
 MAX_HEAD_BYTES = 64 << 10
 MAX_HEAD_LINES = 200
 """Of a request's head, and of the lines that may follow its body; each takes much more memory here than on its way."""
+MAX_PIPELINED = 8
+"""Requests that wait behind another one of their connection; uvicorn takes as many as come in one piece."""
 HEAD_S = 15.0
 """For the head of a request, from its first byte or from connecting."""
 IDLE_S = 20.0
@@ -69,6 +71,9 @@ class Connection(HttpToolsProtocol):
         """Its head is complete; the application sees to the rest."""
         self._expect(None)
         super().on_headers_complete()
+        if len(self.pipeline) > MAX_PIPELINED:
+            self.transport.abort()
+            raise ValueError("too many requests at once")  # which ends the parser
 
     def on_body(self, body: bytes) -> None:
         """Some of its body came."""

@@ -50,6 +50,8 @@ def listening(host: str, port: int, *, key: str, advice: str) -> socket.socket:
     except OSError as error:
         why = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
         raise ConfigError(f"cannot listen on {host}:{port}: {why}; {advice}", key=key) from error
+    except UnicodeError as error:  # what Python says of "a..b", which it takes for a name in need of encoding
+        raise ConfigError(f"cannot listen on {host}:{port}: {host!r} is no name of a host", key=key) from error
     # What it accepts inherits this. asyncio sets it only where a socket tells its protocol, which these do not; without
     # it, the body of an answer waits until the client has acknowledged the head, which takes up to 40 ms.
     bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -68,7 +68,7 @@ def settings_from(
         changes["models.0.loras"] = {name: _typed(path, here) for name, path in (_pair(text) for text in loras)}
     if rewriter:
         changes["rewrite.rewriter"] = rewriter
-    for change in (*(f"{path}={json.dumps(value)}" for path, value in changes.items()), *overrides):
+    for change in (*(f"{path}={json.dumps(value, ensure_ascii=False)}" for path, value in changes.items()), *overrides):
         apply_override(data, change)
     registry = load_registry()
     settings = checked(ServeSettings, marked, registry)

@@ -41,6 +41,9 @@ REPEATABLE_BYTES = 256 << 20
 EDITS_OF_A_KEY = 4
 """Whose pictures are read, or wait for it."""
 
+UPLOADS_OF_A_KEY = 8
+"""On their way here; each may take as much memory as `bounds.max_upload_bytes`."""
+
 
 @dataclass
 class Server:
@@ -63,6 +66,7 @@ class Server:
         decoding: of clients' pictures.
         streams: by key, answers on their way: event streams, and images that were drawn for an earlier request.
         edits: whose pictures are being read, by key.
+        uploads: whose bodies come, by key.
     """
 
     settings: ServeSettings
@@ -81,6 +85,7 @@ class Server:
     decoding: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(DECODERS))
     streams: Counter[str] = field(default_factory=Counter)
     edits: Counter[str] = field(default_factory=Counter)
+    uploads: Counter[str] = field(default_factory=Counter)
 
     @classmethod
     def build(cls, settings: ServeSettings, registry: Registry) -> Server:
@@ -139,6 +144,16 @@ class Server:
             ApiError: 429 if the key has too many already.
         """
         with _one_of(self.streams, key, self.settings.bounds.max_streams, "streams and repeated answers"):
+            yield
+
+    @contextmanager
+    def receiving(self, key: Key) -> Iterator[None]:
+        """An edit of a key, until all of its body has come.
+
+        Raises:
+            ApiError: 429 if the key has too many already.
+        """
+        with _one_of(self.uploads, key, UPLOADS_OF_A_KEY, "uploads"):
             yield
 
     @contextmanager

@@ -26,7 +26,7 @@ def seen(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines.")] = False,
 ) -> None:
     """Print which samples a step was trained on."""
-    from lens_core.pipeline.runner import STATE
+    from lens_core.pipeline.run_folder import STATE
     from lens_train.planning.kept import kept_plan
     from lens_train.planning.seen import seen as seen_samples
     from lens_train.planning.seen import seen_lines

@@ -10,19 +10,19 @@ import json
 import os
 import signal
 from contextlib import contextmanager
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lens_core.cli.main import app
 from lens_core.config.pipeline import load_pipeline
 from lens_core.diffusion.device import pick_device
+from lens_core.errors import ConfigError
 from lens_core.pipeline.context import StageContext
 from lens_core.pipeline.progress import Progress
 from lens_core.registry import load_registry
 from lens_core.storage import urls
 from lens_core.storage.artifacts import OutputFolder, load_artifact
-from lens_train.parallel.world import World
+from lens_train.parallel.world import PATIENCE, World
 from lens_train.stages.train.config import TrainStageConfig
 
 if TYPE_CHECKING:
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
 
 __all__ = ["announce", "launch", "world_of"]
 
-_PATIENCE = timedelta(days=30)
-"""How long the other ranks wait for a stage: rank 0 may have to make a dataset first."""
 _world: World | None = None
 _calls = 0
 
@@ -54,8 +52,14 @@ def launch(file: str, overrides: Sequence[str]) -> None:
     global _world
     registry = load_registry()
     pipeline = load_pipeline(file, registry, overrides)
-    waits = [stage.parallel.timeout_s for stage in pipeline.stages if isinstance(stage, TrainStageConfig)]
-    _world = World.join(pick_device("auto"), max(waits, default=600))
+    stages = [stage for stage in pipeline.stages if isinstance(stage, TrainStageConfig)]
+    devices = sorted({stage.device for stage in stages})
+    if len(devices) > 1:
+        raise ConfigError(
+            f"torchrun's processes meet on one device, and the train stages name {' and '.join(devices)}", key="device"
+        )
+    waits = [stage.parallel.timeout_s for stage in stages]
+    _world = World.join(pick_device(next(iter(devices), "auto")), max(waits, default=600))
     try:
         if _world.is_main:
             options = [part for override in overrides for part in ("--set", override)]
@@ -90,7 +94,7 @@ def _follow(world: World, pipeline: Pipeline, registry: Registry) -> None:
     stages = {stage.name: stage for stage in pipeline.stages}
     assert world.store is not None
     for number in range(len(stages) + 1):
-        world.store.wait([f"call/{number}"], _PATIENCE)
+        world.store.wait([f"call/{number}"], PATIENCE)
         told = json.loads(world.store.get(f"call/{number}"))
         if told is None:
             return

@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lens_caption.arms.vocabulary import CLASSES
+from lens_caption.arms.vocabulary import CLASSES, VOCABULARIES
 
 if TYPE_CHECKING:
     import random
@@ -22,7 +22,18 @@ _DANGLING = re.compile(r"\s*\b(?:is|are|was|were|on|in|of|and|or|with|,)\s*$", r
 _COPULA = re.compile(r"\b(?:is|are|was|were)\s+$", re.IGNORECASE)
 _ARTICLE = re.compile(r"\b(an?)(\s+)$", re.IGNORECASE)
 _VOWEL = re.compile(r"(?!uni|use|usu|eu|one\b|once)[aeiou]|hour|honest|8\b|11\b", re.IGNORECASE)
-_END = re.compile(r"\s*(?:[.,;!?)]|$)")
+_JOIN = re.compile(r"\s*,\s*(?:(?:and|or)\s+)?|\s+(?:and|or)\s+")
+_DETERMINERS = "an?|the|his|her|its|their"
+_DETERMINER = re.compile(rf"\b(?:{_DETERMINERS})\s+$", re.IGNORECASE)
+_OPEN = re.compile(rf"(?:,|\b(?:{_DETERMINERS}|is|are|was|were|on|in|of|with))\s+$", re.IGNORECASE)
+# How what comes after a verb or preposition that has lost its word may go on without it.
+_APART = re.compile(
+    rf"\s*(?:[.,;!?)]|$)|\s+(?:with|on|in|at|near|by|from|and\s+(?:{_DETERMINERS})|(?:and\s+)?"
+    r"(?:is|are|was|were|has|have|(?:stand|walk|hold|wear|look|lean)(?:s|ing)|sits|sitting|lies|lying))\b"
+)
+# "A small, red ball" loses its comma as well, "a bed, red curtains" does not.
+_ADJECTIVES = "|".join(VOCABULARIES["english"][name].phrase.pattern for name in ("colour", "size", "shape", "material"))
+_ADJECTIVE = re.compile(rf"({_ADJECTIVES})(?:{_JOIN.pattern})$", re.IGNORECASE)
 _START = re.compile(r"(?:^|[.!?…]\s+)$")
 
 
@@ -95,7 +106,8 @@ def _without(before: str, match: re.Match[str], attribute: Attribute) -> tuple[s
     """What is left of the text before a statement, with what stands in for it; and where to go on after it."""
     text, at = match.string, match.end()
     starts = _at_end(_START, before) is not None
-    if attribute.stand_in == "and" and not starts:
+    # "above it" goes with its pronoun, and then nothing is left to be joined.
+    if attribute.stand_in == "and" and not starts and attribute.word.fullmatch(match[0]):
         verb = _at_end(_COPULA, before)
         return f"{before[: verb.start()] if verb else before}and", at
     if attribute.stand_in not in ("", "and"):
@@ -104,13 +116,19 @@ def _without(before: str, match: re.Match[str], attribute: Attribute) -> tuple[s
         other = _like(word, attribute.stand_in)
         return _fit_article(before, other) + other, at
     if starts:  # of a sentence: the next word takes the capital letter
-        at = _skip(r"[\s.,;:!?]+", text, at)
+        at = _skip(r"[\s.,;:!?]+(?:(?:and|or)\s+)?", text, at)
         first = text[at : at + 1]
         return (before + first.upper(), at + 1) if match[0][0].isupper() and first.isascii() else (before, at)
-    if _END.match(text, at):  # "the ball is red." loses its verb, too
-        verb = _at_end(_DANGLING, before)
+    joined = _JOIN.match(text, at)
+    if _APART.match(text, at) and not (joined and _at_end(_DETERMINER, before)):
+        verb = _at_end(_DANGLING, before)  # "the ball is red." loses its verb, too
         return (before[: verb.start()] if verb else before).rstrip(), at
-    at = _skip(r":?\s+", text, at)
+    if joined and _at_end(_OPEN, before):  # "a small, round table", "in blue and gold", "the red and the new car"
+        at = _skip(r"(?:an?|the)\s+", text, joined.end())
+    else:
+        at = _skip(r":?\s+", text, at)
+        if adjective := _at_end(_ADJECTIVE, before):
+            before = before[: adjective.end(1)] + " "
     return _fit_article(before, text[at : at + 8]), at
 
 

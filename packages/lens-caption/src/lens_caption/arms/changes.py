@@ -28,10 +28,12 @@ if TYPE_CHECKING:
 
 __all__ = ["apply_changes", "lot"]
 
+_PICTURE = r"(?:the|this|these|an?)\s+(?:\w+\s+)?(?:image|picture|photo|photograph|scene|illustration)s?"
+_THERE = r"there\s+(?:is|are)\s+"
+# A picture may also be what hangs on the wall: it is a preamble only with what makes it one.
 _PREAMBLE = re.compile(
-    r"^(?:(?:in\s+)?(?:the|this|an?)\s+(?:\w+\s+)?(?:image|picture|photo|photograph|scene|illustration)\s*,?\s*"
-    r"(?:(?:shows|depicts|features|captures|displays|presents|is\s+of|of)\s+)?"
-    r"(?:there\s+(?:is|are)\s+)?|there\s+(?:is|are)\s+)",
+    rf"^(?:{_PICTURE}\s+(?:shows?|depicts?|features?|captures?|displays?|presents?|(?:(?:is|are)\s+)?of)\s+(?:{_THERE})?"
+    rf"|in\s+{_PICTURE}(?:\s*,\s*(?:{_THERE})?|\s+{_THERE})|{_THERE})",
     re.IGNORECASE,
 )
 _MARK = re.compile(r"[,;:–—](?=\s)|\s[–—(]")

@@ -125,7 +125,7 @@ _ENGLISH: dict[AttributeClass, Attribute] = {
             _apart("one"),
             (("several", "many", "numerous", "multiple"),),
         ),
-        frame=r"{word}(?![.,:]\d)(?!\s+(?:of|another|is|who|that|which)\b)",
+        frame=r"{word}(?![.,:]\d)(?!\s+(?:of|another|is|are|was|were|has|have|who|that|which)\b)",
     ),
     "shape": Attribute(
         families=((("round", "circular"), ("square",), ("triangular",), ("rectangular",), ("oval",), ("star-shaped",)),)
@@ -163,6 +163,7 @@ _ENGLISH: dict[AttributeClass, Attribute] = {
             (("next to", "beside", "adjacent to", "close to"), ("far from",)),
             _apart("between"),
         ),
+        frame=r"{word}(?:\s+(?:it|them|him)\b)?",
         stand_in="and",
     ),
 }

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
 
 from lens_caption.prompts import AnswerError
+from lens_caption.quality.gates import refuses
 from lens_core.contracts import CaptionOutcome
 
 if TYPE_CHECKING:
@@ -14,13 +14,6 @@ if TYPE_CHECKING:
     from lens_caption.prompts import Recipe
 
 __all__ = ["outcome_of_text"]
-
-# A refusal in prose opens the answer; a caption may well contain "I can't" in quotation marks further on.
-_REFUSAL = re.compile(
-    r"^\W*(i['’]?m (very )?sorry|sorry,|i (can['’]?t|cannot|am unable to|am not able to|won['’]?t) "
-    r"(help|assist|provide|describe|identify|comply|process|view|see|fulfil)|unable to (describe|process|assist))",
-    re.IGNORECASE,
-)
 
 
 def outcome_of_text(key: str, text: str, recipe: Recipe, provenance: Mapping[str, str | int | float]) -> CaptionOutcome:
@@ -35,12 +28,15 @@ def outcome_of_text(key: str, text: str, recipe: Recipe, provenance: Mapping[str
     text = text.strip()
     if not text:
         return CaptionOutcome(key=key, status="empty", detail="the answer is empty", provenance=provenance)
-    if _REFUSAL.match(text):
-        return CaptionOutcome(key=key, status="refusal", detail=text[:200], provenance=provenance)
     try:
-        layers = recipe.read(text)
+        layers, fault = recipe.read(text), ""
     except AnswerError as error:
-        return CaptionOutcome(key=key, status="schema-invalid", detail=str(error)[:300], provenance=provenance)
+        layers, fault = {"": text}, str(error)
+    refusal = next(filter(refuses, layers.values()), None)
+    if refusal is not None:
+        return CaptionOutcome(key=key, status="refusal", detail=refusal[:200], provenance=provenance)
+    if fault:
+        return CaptionOutcome(key=key, status="schema-invalid", detail=fault[:300], provenance=provenance)
     return CaptionOutcome(
         key=key,
         status="ok",

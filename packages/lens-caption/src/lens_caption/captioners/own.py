@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from lens_caption.prompts import own_recipe
+from lens_caption.prompts import own_recipe, recipe_for_images
 from lens_core.storage import urls
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from lens_core.config.base import Config
     from lens_core.registry import Registry
 
-__all__ = ["fingerprint", "seen_from"]
+__all__ = ["fingerprint", "languages", "seen_from"]
 
 C = TypeVar("C", bound="Config")
 
@@ -45,3 +45,17 @@ def fingerprint(config: CaptionStageConfig | ReviseCaptionsConfig, *, registry: 
     folder = getattr(captioner, "recipes", None)
     recipe = own_recipe(captioner.prompt, Path(folder)) if folder else None
     return recipe.hash if recipe else ""
+
+
+def languages(captioner: Config, base: str) -> dict[str, str]:
+    """The languages that a captioner's recipe asks for, by layer; a layer alone has no name.
+
+    Args:
+        captioner: its settings.
+        base: the folder of the pipeline's file.
+    """
+    if not hasattr(captioner, "recipes"):  # it asks by no recipe
+        return {}
+    asks: Any = seen_from(captioner, base)
+    layers = recipe_for_images(asks.prompt, folder=asks.recipes, instruction=asks.instruction).layers
+    return {layer.name if len(layers) > 1 else "": layer.language for layer in layers if layer.language}

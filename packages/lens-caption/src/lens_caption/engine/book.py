@@ -6,7 +6,7 @@ import asyncio
 import math
 import time
 from collections import Counter
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from lens_caption.engine.budget import NOTHING, Amount
@@ -19,12 +19,37 @@ if TYPE_CHECKING:
     from lens_caption.engine.budget import Budget
     from lens_caption.engine.journal import Journal
     from lens_caption.profiles import Usage
+    from lens_caption.profiles.schema import Lane
     from lens_core.contracts import CaptionOutcome
     from lens_core.pipeline.context import StageContext
 
-__all__ = ["Book", "with_facts"]
+__all__ = ["PATIENCE", "Book", "Heard", "with_facts"]
+
+PATIENCE = 32
+"""So many images without an answer, or answers without a caption, are no accident."""
 
 _UNANSWERED = {"transport", "bad-image"}
+
+
+@dataclass
+class Heard:
+    """What an endpoint said: in one run, or in all the parts that a worker takes one after the other.
+
+    Args:
+        answers: images that it answered about.
+        captions: images that got a caption; those of earlier runs count, too.
+        silent: images of the parts before since its last answer.
+    """
+
+    answers: int = 0
+    captions: int = 0
+    silent: int = 0
+
+    def count(self, statuses: Iterable[str]) -> None:
+        """Count what became of images."""
+        counts = Counter(statuses)
+        self.answers += sum(count for status, count in counts.items() if status not in _UNANSWERED)
+        self.captions += counts["ok"]
 
 
 class Book:
@@ -32,25 +57,27 @@ class Book:
 
     That an image gets no answer need not lie with the image: an endpoint that is down, or set up wrongly, answers about
     none. So an image is journalled as refused once the endpoint has answered about another; and the run stops when
-    `patience` images in a row got no answer, or when in the end those are more than all that got one.
+    `patience` images in a row got no answer, or when in the end those are more than all that got one. It stops as well
+    when all that it bought are answers without a caption.
 
     Args:
         journal: on disk.
         budget: of the stage.
         context: for progress and interruption.
+        heard: what the endpoint said before.
     """
 
-    def __init__(self, journal: Journal, budget: Budget, context: StageContext):
+    def __init__(self, journal: Journal, budget: Budget, context: StageContext, heard: Heard):
         self.journal = journal
         self.budget = budget
         self.context = context
+        self.heard = heard
         self.decided: Counter[str] = Counter()
         self.in_flight = 0
         self.waiting = 0
         self.refused: str | None = None
         self.exhausted: str | None = None
         self.silent: str | None = None
-        self.answered = 0
         self.patience: float = math.inf
         self._unanswered: dict[str, CaptionOutcome] = {}
         self._started = time.monotonic()
@@ -59,11 +86,12 @@ class Book:
     def known(self, statuses: Mapping[str, str]) -> None:
         """Count what earlier runs decided."""
         self.decided.update(statuses.values())
+        self.heard.captions += self.decided["ok"]
         self._before = self.decided.total()
 
     def look_back(self) -> None:
         """This run has nothing new to ask, so what the endpoint answered in earlier ones speaks for it."""
-        self.answered = sum(status not in _UNANSWERED for status in self.journal.statuses().values())
+        self.heard.count(self.journal.statuses().values())
 
     def count(self, outcomes: Iterable[CaptionOutcome]) -> None:
         """Count outcomes that are journalled."""
@@ -71,14 +99,20 @@ class Book:
 
     def decide(self, outcomes: Sequence[CaptionOutcome]) -> list[CaptionOutcome]:
         """Count what became of images that the endpoint was asked about; returns what is to be journalled now."""
-        answers = sum(outcome.status not in _UNANSWERED for outcome in outcomes)
+        answers = [outcome for outcome in outcomes if outcome.status not in _UNANSWERED]
         if answers:
             outcomes = [*self._held(), *outcomes]
-            self.answered += answers
+            self.heard.count(outcome.status for outcome in answers)
+            self.heard.silent = 0
             self._unanswered.clear()
+            if not self.heard.captions and self.heard.answers >= PATIENCE:
+                self.silent = (
+                    f"answered about {self.heard.answers} images and gave no caption: "
+                    f"{answers[-1].status}: {answers[-1].detail}"
+                )
         else:
             self._unanswered.update((outcome.key, outcome) for outcome in outcomes)
-            if len(self._unanswered) >= self.patience:
+            if self._in_a_row() >= self.patience:
                 self._give_up()
             outcomes = [outcome for outcome in outcomes if outcome.status == "transport"]
         self.count(outcomes)
@@ -87,16 +121,18 @@ class Book:
     def ask_again(self) -> None:
         """From here on, what got no answer is asked about once more; that it fails again is to be expected."""
         self.decided["transport"] = 0
-        self.patience = max(self.patience, self.answered + 1)
+        self.patience = max(self.patience, self.heard.answers + 1)
         self._unanswered.clear()
 
     def conclude(self) -> None:
         """No answer is to come: what is in doubt was the images' fault, unless it outnumbers what was answered."""
-        if len(self._unanswered) > self.answered and not self.stopping():
+        if self._in_a_row() > self.heard.answers and not self.stopping():
             self._give_up()
         held = self._held()
         if self.stopping():
             held = [replace(outcome, status="transport") for outcome in held]
+        else:
+            self.heard.silent = self._in_a_row()
         self.journal.write(held)
         self.count(held)
         self._unanswered.clear()
@@ -105,22 +141,26 @@ class Book:
         """Refused images that are not journalled; what failed in transport is, and is asked about again anyway."""
         return [outcome for outcome in self._unanswered.values() if outcome.status != "transport"]
 
+    def _in_a_row(self) -> int:
+        """Images without an answer since the last one."""
+        return self.heard.silent + len(self._unanswered)
+
     def _give_up(self) -> None:
         *_, last = self._unanswered.values()
-        self.silent = f"answered none of the last {len(self._unanswered)} images: {last.detail}"
+        self.silent = f"answered none of the last {self._in_a_row()} images: {last.detail}"
 
-    def charge(self, fate: Fate, reserved: Amount, usage: Usage | None) -> tuple[Amount, bool]:
+    def charge(self, fate: Fate, reserved: Amount, usage: Usage | None, lane: Lane) -> tuple[Amount, bool]:
         """What an attempt counts as by the table, and whether that is a guess."""
         charge = POLICIES[fate].charge
         if charge == "nothing":
             return NOTHING, False
         if charge == "usage" and usage is not None:
-            return self.budget.cost(usage), False
+            return self.budget.cost(usage, lane), False
         return reserved, True
 
-    def settlement(self, attempt: int, fate: Fate, reserved: Amount, usage: Usage | None) -> Settlement:
-        """The journal's line about an attempt."""
-        cost, guessed = self.charge(fate, reserved, usage)
+    def settlement(self, attempt: int, fate: Fate, reserved: Amount, usage: Usage | None, lane: Lane) -> Settlement:
+        """The journal's line about an attempt, which was made in that lane."""
+        cost, guessed = self.charge(fate, reserved, usage, lane)
         return Settlement(attempt=attempt, cost=cost, lost=guessed)
 
     def stopping(self) -> bool:

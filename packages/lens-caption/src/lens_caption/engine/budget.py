@@ -74,7 +74,7 @@ class Budget:
         allowance: Allowance | None = None,
     ):
         self._settings = settings
-        self._profile = profile if profile is not None and lane in profile.prices else None
+        self._profile = profile
         self._lane = lane
         if settings is not None and settings.usd is not None and profile is not None:
             profile.price(lane)
@@ -93,13 +93,19 @@ class Budget:
         The estimate of its input grows with the worst that was seen so far.
         """
         tokens = int((input_tokens * _MARGIN * self._over).to_integral_value(ROUND_CEILING))
-        return self.cost(Usage(input_tokens=tokens, output_tokens=max_output_tokens, tier=_DEAREST))
+        return self.cost(Usage(input_tokens=tokens, output_tokens=max_output_tokens, tier=_DEAREST), self._lane)
 
-    def cost(self, usage: Usage) -> Amount:
-        """What an answer cost; what was asked for as flex may have been served, and billed, as standard."""
-        downgraded = self._lane == "flex" and usage.tier == _DEAREST
-        lane: Lane = "standard" if downgraded and self._profile and "standard" in self._profile.prices else self._lane
-        usd = self._profile.cost(usage, lane) if self._profile else None
+    def cost(self, usage: Usage, lane: Lane) -> Amount:
+        """What an answer cost; what was asked for as flex may have been served, and billed, as standard.
+
+        Args:
+            usage: as the answer says it.
+            lane: in which it was bought, which an earlier run may have chosen.
+        """
+        usd = None
+        if self._profile and lane in self._profile.prices:
+            downgraded = lane == "flex" and usage.tier == _DEAREST and "standard" in self._profile.prices
+            usd = self._profile.cost(usage, "standard" if downgraded else lane)
         return Amount(usd, usage.input_tokens + usage.output_tokens, 1)
 
     def learn(self, estimated_input: int, billed_input: int) -> None:

@@ -8,7 +8,7 @@ import datetime
 from functools import partial
 from typing import TYPE_CHECKING
 
-from lens_caption.engine.book import Book
+from lens_caption.engine.book import PATIENCE, Book, Heard
 from lens_caption.engine.budget import NOTHING, Budget
 from lens_caption.engine.client import Client
 from lens_caption.engine.lanes.batch import BatchLane
@@ -32,9 +32,6 @@ if TYPE_CHECKING:
 
 __all__ = ["buy"]
 
-_PATIENCE = 32
-"""Images in a row without an answer, or twice the requests in flight if that is more, after which the run stops."""
-
 
 async def buy(
     keys: Sequence[str],
@@ -45,6 +42,7 @@ async def buy(
     settings: EngineSettings,
     known: dict[str, str],
     allowance: Allowance | None = None,
+    heard: Heard | None = None,
 ) -> None:
     """Caption through the lanes; see `caption_all`, which raises what this does."""
     endpoint = captioner.endpoint
@@ -56,7 +54,7 @@ async def buy(
     budget = Budget(settings.budget, profile, PROFILE_LANES[settings.lane], spent, allowance)
     waiting, count = journal.waiting()
     budget.reserve(waiting, requests=count)
-    book = Book(journal, budget, context)
+    book = Book(journal, budget, context, heard or Heard())
     book.known({key: known[key] for key in keys if key in known})
     total = len(keys)
 
@@ -92,7 +90,7 @@ async def buy(
                     await files.write(undecided(), fetch, preparer)
                 else:
                     await batches.collect()
-                    book.patience = max(_PATIENCE, 2 * endpoint.concurrency)
+                    book.patience = max(PATIENCE, 2 * endpoint.concurrency)
                     sender = Sender(captioner, client, limiter, book, settings.lane)
                     ask = partial(run_sync, fetch, sender, preparer, book, endpoint.concurrency)
                     while not book.stopping():

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import aiohttp
 from yarl import URL
 
-from lens_core.errors import LensError
+from lens_core.errors import LensError, StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 
     from lens_caption.engine.request import Endpoint
 
-__all__ = ["Client", "LostError", "NotSentError", "Reply"]
+__all__ = ["LONG", "Client", "LostError", "NotSentError", "Reply"]
+
+LONG = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=300)
+"""For what may take long: a file on its way, or a batch that is made."""
 
 _MAX_ANSWER_BYTES = 16 << 20
 _CHUNK = 1 << 20
@@ -75,16 +78,15 @@ class Client:
         if self._session:
             await self._session.close()
 
-    async def post(self, path: str, body: bytes, headers: Mapping[str, str] | None = None) -> Reply:
+    async def post(self, path: str, body: bytes, headers: Mapping[str, str] | None = None, **options: Any) -> Reply:
         """Send JSON.
 
         Raises:
             NotSentError: it never left.
             LostError: it left, and no whole answer came.
         """
-        return await self._request(
-            "POST", path, data=body, headers={"Content-Type": "application/json", **(headers or {})}
-        )
+        headers = {"Content-Type": "application/json", **(headers or {})}
+        return await self._request("POST", path, data=body, headers=headers, **options)
 
     async def get(self, path: str, **query: str | int) -> Reply:
         """Ask for JSON; raises as `post` does."""
@@ -101,18 +103,21 @@ class Client:
             for name, value in fields.items():
                 form.add_field(name, value)
             form.add_field("file", stream, filename=file.name, content_type="application/jsonl")
-            return await self._request("POST", path, data=form, timeout=_LONG)
+            return await self._request("POST", path, data=form, timeout=LONG)
 
     async def download(self, path: str, file: Path) -> Reply:
-        """Write what a path holds to a file, as it comes; if it is refused, the file is left alone."""
+        """Write what a path holds to a file, as it comes; if it is refused, the file is left alone.
+
+        Raises:
+            LostError: not all of it came.
+            StorageError: the disk is full, say.
+        """
         session = self._open()
         try:
-            async with session.get(self._endpoint.address(path), **self._options(), timeout=_LONG) as response:
+            async with session.get(self._endpoint.address(path), **self._options(), timeout=LONG) as response:
                 if response.status != 200:
                     return await _reply(response)
-                with file.open("wb") as stream:
-                    async for chunk in response.content.iter_chunked(_CHUNK):
-                        stream.write(chunk)
+                await _write(response, file)
                 return Reply(status=200, headers=_lower(response.headers), json=None)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise LostError(_one_line(error)) from error
@@ -151,7 +156,6 @@ class Client:
         return self._session
 
 
-_LONG = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=300)
 _NOT_SENT = (
     aiohttp.ClientConnectorError,
     aiohttp.ConnectionTimeoutError,
@@ -200,6 +204,17 @@ async def _reply(response: aiohttp.ClientResponse) -> Reply:
     except (ValueError, RecursionError):
         value = None
     return Reply(status=response.status, headers=_lower(response.headers), json=value)
+
+
+async def _write(response: aiohttp.ClientResponse, file: Path) -> None:
+    try:
+        with file.open("wb") as stream:
+            async for chunk in response.content.iter_chunked(_CHUNK):
+                stream.write(chunk)
+    except (aiohttp.ClientError, ConnectionError, TimeoutError):
+        raise  # of the server's end
+    except OSError as error:
+        raise StorageError(f"{file} cannot be written: {error.strerror}") from error
 
 
 def _lower(headers: Mapping[str, str]) -> dict[str, str]:

@@ -8,6 +8,8 @@ stops    whether it would meet every other request too, so that the run ends
 
 from __future__ import annotations
 
+import random
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from lens_core.contracts import Status
 
-__all__ = ["POLICIES", "Fate", "Policy", "fate_of_error", "filtered_for", "retry_after"]
+__all__ = ["POLICIES", "Fate", "Policy", "fate_of_error", "filtered_for", "pause_before_next", "retry_after"]
 
 Fate = Literal[
     "ok",
@@ -44,31 +46,38 @@ class Policy:
     charge: Literal["usage", "reserved", "nothing"]
     again: bool = False
     stops: bool = False
-    meaning: str
 
 
 POLICIES: Mapping[Fate, Policy] = {
-    "ok": Policy(status="ok", charge="usage", meaning="a caption"),
-    "refusal": Policy(status="refusal", charge="usage", meaning="the model declined; asking again costs again"),
-    "content-filter": Policy(status="content-filter", charge="usage", meaning="the provider stopped the answer"),
-    "truncated": Policy(status="truncated", charge="usage", meaning="cut off at max_output_tokens"),
-    "empty": Policy(status="empty", charge="usage", meaning="no text; mostly, reasoning took all of it"),
-    "schema-invalid": Policy(status="schema-invalid", charge="usage", meaning="not of the recipe's schema; not mended"),
-    "bad-image": Policy(status="bad-image", charge="nothing", meaning="this image is refused, by us or by the server"),
-    "busy": Policy(status="transport", charge="nothing", again=True, meaning="429: too fast, or no room now"),
-    "server-error": Policy(status="transport", charge="nothing", again=True, meaning="409, or 5xx but for time-outs"),
-    "not-sent": Policy(status="transport", charge="nothing", again=True, meaning="no connection was made"),
-    "expired": Policy(status="transport", charge="nothing", again=True, meaning="its batch ended before its turn"),
-    "lost": Policy(
-        status="transport", charge="reserved", again=True, meaning="sent, and no answer came; a gateway's time-out"
-    ),
-    "garbled": Policy(
-        status="transport", charge="reserved", again=True, meaning="an answer that is not whole, or no API's"
-    ),
-    "no-answer": Policy(status="transport", charge="usage", again=True, meaning="billed, and nothing in it"),
-    "refused-all": Policy(
-        status="transport", charge="nothing", stops=True, meaning="the key, the model or the account"
-    ),
+    "ok": Policy(status="ok", charge="usage"),
+    # The model declined; asking again costs again.
+    "refusal": Policy(status="refusal", charge="usage"),
+    # The provider stopped the answer.
+    "content-filter": Policy(status="content-filter", charge="usage"),
+    # Cut off at max_output_tokens.
+    "truncated": Policy(status="truncated", charge="usage"),
+    # No text; mostly, reasoning took all of it.
+    "empty": Policy(status="empty", charge="usage"),
+    # Not of the recipe's schema; not mended.
+    "schema-invalid": Policy(status="schema-invalid", charge="usage"),
+    # This image is refused, by us or by the server.
+    "bad-image": Policy(status="bad-image", charge="nothing"),
+    # 429: too fast, or no room now.
+    "busy": Policy(status="transport", charge="nothing", again=True),
+    # 409, or 5xx but for time-outs.
+    "server-error": Policy(status="transport", charge="nothing", again=True),
+    # No connection was made.
+    "not-sent": Policy(status="transport", charge="nothing", again=True),
+    # Its batch ended before its turn.
+    "expired": Policy(status="transport", charge="nothing", again=True),
+    # Sent, and no answer came; a gateway's time-out.
+    "lost": Policy(status="transport", charge="reserved", again=True),
+    # An answer that is not whole, or no API's.
+    "garbled": Policy(status="transport", charge="reserved", again=True),
+    # Billed, and nothing in it.
+    "no-answer": Policy(status="transport", charge="usage", again=True),
+    # The key, the model or the account.
+    "refused-all": Policy(status="transport", charge="nothing", stops=True),
 }
 
 # A gateway gave up waiting: the model behind it may have gone on, and billed. 524 is Cloudflare's.
@@ -85,8 +94,12 @@ _OF_EVERY_REQUEST = {
     "billing_hard_limit_reached",
     "OperationNotSupported",
 }
-# A filter that read the request and refused it; Azure bills for having read it.
-_FILTERED = {"content_filter", "content_policy_violation", "ResponsibleAIPolicyViolation"}
+# A filter that read the request and refused it, by code or in words; Azure bills for having read it.
+_MAY_BE_FILTERED = {400, 403, 422, 451}
+_FILTERED = {"content_filter", "content_policy_violation", "moderation_blocked", "ResponsibleAIPolicyViolation"}
+_FILTERED_IN_WORDS = re.compile(r"content.(filter|policy|management policy)|moderation|flagged|usage guidelines", re.I)
+_OF_THE_ACCOUNT = re.compile(r"\b(account|organi[sz]ation|project|key)\b", re.I)
+_FIRST_PAUSE_S = 0.5
 
 
 def fate_of_error(status: int, body: Any) -> tuple[Fate, str]:
@@ -110,7 +123,10 @@ def fate_of_error(status: int, body: Any) -> tuple[Fate, str]:
         return "server-error", detail
     inner = error.get("innererror")
     inner = inner if isinstance(inner, Mapping) else {}
-    if status == 400 and _FILTERED & {code, str(inner.get("code"))}:
+    filtered = _FILTERED & {code, str(inner.get("code"))} or (
+        _FILTERED_IN_WORDS.search(said) and not _OF_THE_ACCOUNT.search(said)
+    )
+    if filtered and status in _MAY_BE_FILTERED:
         # Azure's message is the same for all: which filter it was says more.
         reason = filtered_for(inner.get("content_filter_result"))
         return "content-filter", f"HTTP {status}: the provider's content filter ({reason})" if reason else detail
@@ -137,3 +153,14 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
         if 0 <= seconds < float("inf"):
             return seconds
     return None
+
+
+def pause_before_next(attempt: int, asked: float | None, longest: float) -> float:
+    """Seconds between two tries: what the server asks for, but no less than a back-off that grows.
+
+    Args:
+        attempt: the number of the one that failed, from 1.
+        asked: by the server; it may say 0.
+        longest: that is waited at all.
+    """
+    return min(longest, max(asked or 0.0, _FIRST_PAUSE_S * 2.0**attempt * random.random()))

@@ -13,6 +13,7 @@ from lens_core.errors import ConfigError, Stopped, StorageError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from lens_caption.engine.book import Heard
     from lens_caption.engine.journal import Journal
     from lens_caption.engine.settings import EngineSettings
     from lens_caption.scale.allowance import Allowance
@@ -32,6 +33,7 @@ def caption_all(
     settings: EngineSettings,
     batch_size: int = 32,
     allowance: Allowance | None = None,
+    heard: Heard | None = None,
 ) -> None:
     """Caption every image that the journal does not know yet; the outcomes are in the journal.
 
@@ -46,15 +48,17 @@ def caption_all(
         settings: how to buy.
         batch_size: images handed over at once, to a captioner that sends its own requests.
         allowance: what this process may take of a budget and a rate that are common to several.
+        heard: what the endpoint said about other images of the stage; what it says about these is added.
 
     Raises:
         Stopped: the user asked for it, or the budget is used up; what is done is journalled.
         ConfigError: the settings want a price that is not known, or a lane that the captioner does not have.
-        LensError: the endpoint refuses everything (the key, the model, the account), or answers about no image.
+        LensError: the endpoint refuses everything (the key, the model, the account), answers about no image, or never
+            with a caption.
         StorageError: the journal cannot be written, because the disk is full, say.
     """
     try:
-        _caption_all(keys, fetch, captioner, journal, context, settings, batch_size, allowance)
+        _caption_all(keys, fetch, captioner, journal, context, settings, batch_size, allowance, heard)
     except sqlite3.Error as error:
         raise StorageError(f"the journal in {context.state_dir} cannot be used: {error}") from error
 
@@ -68,6 +72,7 @@ def _caption_all(
     settings: EngineSettings,
     batch_size: int,
     allowance: Allowance | None,
+    heard: Heard | None,
 ) -> None:
     statuses = journal.statuses()
     known = {key: statuses[key] for key in keys if statuses.get(key, "transport") != "transport"}
@@ -77,7 +82,7 @@ def _caption_all(
         # Only a captioner that asks a server needs the libraries for that.
         from lens_caption.engine.buy import buy  # noqa: PLC0415
 
-        asyncio.run(buy(keys, fetch, captioner, journal, context, settings, known, allowance))
+        asyncio.run(buy(keys, fetch, captioner, journal, context, settings, known, allowance, heard))
     else:
         if settings.lane != "sync" or settings.budget is not None:
             raise ConfigError("this captioner asks no server that bills: it has no lanes and no budget", key="lane")

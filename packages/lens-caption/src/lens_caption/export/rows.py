@@ -15,8 +15,6 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lens_caption.review import REJECTED
-
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
@@ -94,7 +92,7 @@ def chosen_text(captions: Iterable[CaptionRow]) -> str | None:
     for row in captions:
         if row.status == "ok":
             return row.text
-        if row.status == REJECTED:
+        if row.provenance.get("review") == "reject":
             return None
     return None
 

@@ -50,8 +50,7 @@ def run(config: ExportStageConfig, context: StageContext) -> dict[str, Any]:
                 licences[image.licence or "unknown"] += 1
             seen += len(batch)
             context.progress.update(seen, written=written)
-            if context.should_stop():
-                raise KeyboardInterrupt
+            context.stop_if_asked()
     store.close()
     writer.close()
     if not written:

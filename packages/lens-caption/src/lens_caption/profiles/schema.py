@@ -137,7 +137,6 @@ class Parameters(Config):
     )
     temperature: Literal["yes", "no", "without-reasoning"] = "yes"
     reasoning_effort: str | None = Field(None, description="What captions ask for; null: the model does not reason.")
-    reasons_by_default: bool = Field(False, description="Whether it reasons when no effort is named.")
     details: list[str] = Field(["low", "high", "auto"], description="Values of an image's detail.")
 
 
@@ -160,13 +159,11 @@ class Profile(Config):
     checked: datetime.date = Field(description="When a person last looked all this up.")
     sources: list[str] = Field(min_length=1, description="Where it was looked up.")
     weak: dict[str, str] = Field({}, description="By field: why one should not rely on it.")
-    apis: list[Literal["responses", "chat", "batch"]] = Field(["responses", "chat", "batch"])
     parameters: Parameters = Parameters()
     image_rule: Annotated[TilesRule | PatchesRule, Field(discriminator="rule")] = Field(
         description="How an image is counted."
     )
     prices: dict[Lane, Price] = Field({}, description="By lane; a lane that is absent has no known price.")
-    context_tokens: int | None = Field(None, gt=0)
     limits: Limits = Limits()
     shutdown: datetime.date | None = Field(None, description="First day on which it is no longer served.")
     successor: str | None = None
@@ -187,12 +184,6 @@ class Profile(Config):
     def served_by(self, host: str) -> bool:
         """Whether `host` is one of this profile's hosts."""
         return any(fnmatchcase(host.lower(), pattern.lower()) for pattern in self.hosts)
-
-    @property
-    def is_free(self) -> bool:
-        """Whether every lane with a price costs nothing, and there is one."""
-        numbers = [n for p in self.prices.values() for n in (p.input_per_million, p.output_per_million)]
-        return bool(numbers) and not any(numbers)
 
     def image_tokens(self, width: int, height: int, detail: str | None = None) -> int:
         """Input tokens of an image of this size, as sent.

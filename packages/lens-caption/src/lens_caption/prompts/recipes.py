@@ -24,7 +24,7 @@ import yaml
 from pydantic import Field, ValidationError
 
 from lens_caption.prompts.schema import AnswerError, check_answer, refuse_loose
-from lens_core.config.base import Config
+from lens_core.config.base import Config, first_mistake
 from lens_core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ RECIPES = (
 
 _NAME = re.compile(r"([a-z0-9]+(?:-[a-z0-9]+)*)-([1-9][0-9]*)")
 _HALF_CHARACTER = re.compile("[\ud800-\udfff]")
-_FENCED = re.compile(r"```(?:json)?\s*\n(.*)\n\s*```", re.DOTALL)
+_FENCED = re.compile(r"```(?:json)?(.*)```", re.DOTALL | re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,16 +155,19 @@ class Recipe:
         return value
 
     def read(self, answer: str) -> dict[str, str]:
-        """The texts of the layers, by name; a field that is no text becomes JSON.
+        """The texts of the layers, by name; a field that is no text becomes JSON, and null or an empty list no text.
 
         Raises:
             AnswerError: the answer is not JSON, not of the schema, or a layer's text is empty or no Unicode text.
         """
         value = self.parse(answer)
-        texts = {layer.name: _text(value if layer.field is None else value[layer.field]) for layer in self.layers}
+        found = {layer.name: value if layer.field is None else value[layer.field] for layer in self.layers}
+        texts = {name: _text(said) for name, said in found.items()}
         if any(_HALF_CHARACTER.search(text) for text in texts.values()):
             raise AnswerError("the answer has half a character in it (a lone surrogate)")
-        empty = [name for name, text in texts.items() if not text]
+        # What the schema lets be null may be missing, but not the caption itself.
+        main = self.layers[0].name
+        empty = [name for name, said in found.items() if not texts[name] and (name == main or isinstance(said, str))]
         if empty:
             raise AnswerError(f"the answer has nothing for the layer {empty[0]!r}")
         return texts
@@ -251,8 +254,8 @@ def _parse(id_: str, text: str, file: str) -> Recipe:
     except yaml.YAMLError as error:
         raise ConfigError(f"it is not YAML: {' '.join(str(error).split())}", file=file) from error
     except ValidationError as error:
-        first = error.errors()[0]
-        raise ConfigError(first["msg"], file=file, key=".".join(map(str, first["loc"]))) from error
+        key, message = first_mistake(error)
+        raise ConfigError(message, file=file, key=key) from error
     if found.schema_ is not None:
         try:
             refuse_loose(found.schema_)
@@ -289,6 +292,8 @@ def _refuse_misfits(found: _RecipeFile, file: str) -> None:
 
 
 def _text(value: Any) -> str:
+    if value is None or value == []:
+        return ""
     return value.strip() if isinstance(value, str) else json.dumps(value, ensure_ascii=False, separators=(", ", ": "))
 
 

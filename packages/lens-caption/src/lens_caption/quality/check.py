@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from lens_caption.quality.looks import Look
     from lens_core.storage.captions import CaptionRow
 
-__all__ = ["Check", "Finding"]
+__all__ = ["Check", "Finding", "flagged"]
 
 _EXCERPT = 160
 _MAX_LOOKS = 64
@@ -161,13 +161,17 @@ def _in_language(gates: GatesConfig, row: CaptionRow, languages: Mapping[str, Se
     return gates.model_copy(update={"language": language})
 
 
-def _checked(row: CaptionRow, found: list[tuple[str, str]], gates: GatesConfig, digest: str) -> CaptionRow:
-    provenance: dict[str, Any] = {**row.provenance, "gates": digest}
-    rejecting = [(gate, reason) for gate, reason in found if getattr(gates, gate).action == "reject"]
+def flagged(provenance: Mapping[str, Any], flags: Iterable[str]) -> dict[str, Any]:
+    """A provenance with more among its `flags`, each of which stands there once."""
     before = str(provenance.get("flags", "")).split(",")
-    new = (gate for gate, _ in found if getattr(gates, gate).action == "flag")
-    if flags := [flag for flag in dict.fromkeys([*before, *new]) if flag]:
-        provenance["flags"] = ",".join(flags)
+    joined = ",".join(flag for flag in dict.fromkeys([*before, *flags]) if flag)
+    return {**provenance, "flags": joined} if joined else dict(provenance)
+
+
+def _checked(row: CaptionRow, found: list[tuple[str, str]], gates: GatesConfig, digest: str) -> CaptionRow:
+    rejecting = [(gate, reason) for gate, reason in found if getattr(gates, gate).action == "reject"]
+    flags = [gate for gate, _ in found if getattr(gates, gate).action == "flag"]
+    provenance = flagged({**row.provenance, "gates": digest}, flags)
     if not rejecting:
         return replace(row, provenance=provenance)
     gate, reason = rejecting[0]

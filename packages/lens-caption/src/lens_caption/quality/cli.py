@@ -41,6 +41,7 @@ def check(
     from lens_caption.layers import ImageLookup, caption_rows
     from lens_caption.quality.check import Check, Finding
     from lens_caption.quality.statistics import LayerStatistics
+    from lens_caption.quality.text import printable
     from lens_core.storage.artifacts import load_artifact
 
     gates = _gates(set_)
@@ -78,7 +79,7 @@ def check(
             if of == name:
                 typer.echo(f"  {gate}: {count} to {action}")
                 for item in shown[of, gate, action]:
-                    typer.echo(f"    {item.key[:12]} {item.reason}: {_printable(item.excerpt)}")
+                    typer.echo(f"    {item.key[:12]} {printable(f'{item.reason}: {item.excerpt}')}")
 
 
 def diff(
@@ -97,6 +98,7 @@ def diff(
     from lens_caption.layers import StoredImages, caption_rows
     from lens_caption.quality.diff import diff_layers
     from lens_caption.quality.diff_page import diff_page, diff_table
+    from lens_caption.quality.text import printable
     from lens_core.errors import ConfigError
     from lens_core.storage import urls
     from lens_core.storage.artifacts import load_artifact
@@ -113,7 +115,7 @@ def diff(
         table = diff_table(found, names)
         widths = [max(len(row[column]) for row in table) for column in range(2)]
         for what, one, other in table:
-            typer.echo(f"{what:{widths[0]}}  {one:{widths[1]}}  {_printable(other)}".rstrip())
+            typer.echo(f"{what:{widths[0]}}  {one:{widths[1]}}  {printable(other)}".rstrip())
     if output:
         with StoredImages(first.parent("images")) as images:
             rows = images.find(pair.key for pair in found.samples)
@@ -158,6 +160,7 @@ def _gates(settings: list[str] | None) -> Any:
     from pydantic import ValidationError
 
     from lens_caption.quality.config import GatesConfig
+    from lens_core.config.base import first_mistake
     from lens_core.config.overrides import apply_override
     from lens_core.errors import ConfigError
 
@@ -167,8 +170,8 @@ def _gates(settings: list[str] | None) -> Any:
     try:
         return GatesConfig.model_validate(block)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise ConfigError(first["msg"], file="--set", key=".".join(map(str, first["loc"]))) from error
+        key, message = first_mistake(error)
+        raise ConfigError(message, file="--set", key=key) from error
 
 
 def _one_layer(artifact: Artifact, layer: str | None, option: str) -> str:
@@ -192,8 +195,3 @@ def _refuse_unknown(artifact: Artifact, layers: Sequence[str]) -> None:
     for name in layers:
         if name not in there:
             raise ArtifactError(f"{artifact.url} has no caption layer {name!r} (it has: {', '.join(there) or 'none'})")
-
-
-def _printable(text: str) -> str:
-    """Captions are somebody else's text: nothing in them may steer the terminal."""
-    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)

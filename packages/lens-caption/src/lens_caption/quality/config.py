@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from lens_caption.engine.settings import BudgetSettings
 from lens_core.config.base import Config
+from lens_core.config.endpoints import OPENAI_URL, EndpointUrl
 
 __all__ = [
     "Action",
@@ -153,7 +154,7 @@ class JudgeConfig(Config):
     """
 
     model: str = Field(min_length=1, description="The judge's name at the endpoint; best another than the captioner.")
-    base_url: str = Field("https://api.openai.com/v1", description="The endpoint, up to and with /v1.")
+    base_url: EndpointUrl = Field(OPENAI_URL, description="The endpoint, up to and with /v1.")
     api_key_env: str = Field("OPENAI_API_KEY", description="Name of the environment variable that holds the API key.")
     recipe: str = Field("check-1", description="The recipe that asks for a verdict on each sentence.")
     sample: int = Field(50, ge=2, description="Captions of each shard that are judged at first.")
@@ -183,12 +184,3 @@ class JudgeConfig(Config):
         None, min_length=1, description="Folder of your own model profiles; null takes LENS_CAPTION_PROFILES, if set."
     )
     seed: int = Field(0, ge=0, description="Of the sample and of the order of sentences.")
-
-    @field_validator("base_url")
-    @classmethod
-    def _plain_http(cls, url: str) -> str:
-        if not url.startswith(("http://", "https://")):
-            raise ValueError("an endpoint starts with http:// or https://")
-        if "@" in url.split("/")[2]:
-            raise ValueError("an endpoint must not carry credentials; set them in the environment")
-        return url.rstrip("/")

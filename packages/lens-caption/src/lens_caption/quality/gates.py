@@ -38,6 +38,7 @@ __all__ = [
     "loops",
     "reasoning",
     "refusal",
+    "refuses",
 ]
 
 _OPENING_CHARS = 300
@@ -47,14 +48,14 @@ _REFUSAL = re.compile(
     r"""
     \b(i['’]?m|i\s+am|we['’]?re|we\s+are)\s+(very\s+|so\s+|really\s+)?
       (sorry|afraid\s+i|unable|not\s+(able|allowed|comfortable))\b
-    | (^|[.!]\s+)(sorry|apologies),?\s+(but\s+)?(i|we|this|that)\b
+    | (^|[.!]\s+)(sorry|apologies),?\s+(but\s+)?(i|we|this|that|can['’]t|cannot|unable)\b
     | \bi\s+(apologi[sz]e|must\s+decline|have\s+to\s+decline)\b
     | \b(i|we)\s*(can['’]?t|cannot|can\s+not|won['’]?t|will\s+not|could\s*n['’]?t|do\s+not|don['’]?t)\s+(\w+ly\s+)?
       (help|assist|provide|describe|identify|comply|process|view|see|fulfil|access|analy[sz]e|generate|continue|discuss
       |create|recogni[sz]e|have\s+the\s+ability|have\s+access|feel\s+comfortable)
     | \bas\s+an?\s+(ai|artificial|language\s+model|large\s+language)\b
     | \b(against|violates?)\s+(my|our|the|openai['’]s)\s+(\w+\s+)?(guidelines|polic(y|ies))\b
-    | \b(please|could\s+you|can\s+you)\s+(re-?)?(upload|provide|share|attach|send)\b
+    | (?<!\bto\s)\b(please|could\s+you|can\s+you)\s+(re-?)?(upload|provide|share|attach|send)\b
     | \bno\s+image\s+(was|is|has\s+been)\s+(provided|attached|uploaded|included)\b
     | ^\W*unable\s+to\s+(describe|process|assist|view|analy[sz]e)\b
     | \blo\s+siento,\s+(pero\s+)?no\s+puedo\b | \bno\s+puedo\s+ayudar
@@ -124,6 +125,13 @@ def refusal(text: str, gate: RefusalGate) -> str | None:
     """An apology in place of a caption; a sign in the image may well say sorry."""
     match = _REFUSAL.search(unquoted(text))
     return f"says {_shown(match[0])}" if match else None
+
+
+def refuses(text: str) -> bool:
+    """Whether a text opens with an apology in place of a caption; a caption may well open with what a sign says."""
+    said = unquoted(text.strip())
+    said = text.strip()[1:-1] if said == '""' else said
+    return bool(_REFUSAL.match(re.sub(r"^[^\w'\"]*(unfortunately,?\s+)?", "", said, flags=re.IGNORECASE)))
 
 
 def reasoning(text: str, gate: ReasoningGate) -> str | None:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-import sqlite3
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -25,14 +24,13 @@ from lens_core.intervals import clustered_interval, stratified_interval, wilson_
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from pathlib import Path
 
     from lens_caption.prompts import Recipe
     from lens_caption.quality.config import JudgeConfig
+    from lens_caption.quality.pool import CaptionPool
     from lens_core.contracts import CaptionOutcome
 
 __all__ = [
-    "CaptionPool",
     "Decision",
     "Judgement",
     "JudgeReport",
@@ -159,65 +157,19 @@ class Question:
         return {"statements": [{"number": n, "statement": text} for n, text in enumerate(self.statements, start=1)]}
 
 
-class CaptionPool:
-    """The captions of a layer, in a scratch database on disk; they are drawn by lot, shard by shard.
-
-    Args:
-        path: a file that does not exist yet, on a local disk.
-        seed: decides the lots.
-    """
-
-    def __init__(self, path: Path, seed: int):
-        self._seed = seed
-        self._database = sqlite3.connect(path, isolation_level=None)
-        self._database.executescript(
-            "PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF;"
-            "CREATE TABLE captions (key TEXT PRIMARY KEY, text TEXT, shard TEXT, lot INTEGER);"
-            "CREATE INDEX by_shard ON captions (shard, lot); CREATE INDEX by_lot ON captions (lot); BEGIN"
-        )
-
-    def add(self, key: str, text: str, shard: str) -> None:
-        """Put a caption in."""
-        lot = _lot(f"{self._seed} {key}")
-        self._database.execute("INSERT INTO captions VALUES (?, ?, ?, ?)", (key, text, shard, lot))
-
-    def sizes(self) -> dict[str, int]:
-        """Captions of each shard."""
-        return dict(self._database.execute("SELECT shard, count(*) FROM captions GROUP BY shard ORDER BY shard"))
-
-    def draw(self, shard: str, start: int, count: int) -> list[str]:
-        """Keys of a shard, from a place in the order of the lots."""
-        query = "SELECT key FROM captions WHERE shard = ? ORDER BY lot, key LIMIT ? OFFSET ?"
-        return [row[0] for row in self._database.execute(query, (shard, count, start))]
-
-    def get(self, key: str) -> tuple[str, str]:
-        """Text and shard."""
-        found: tuple[str, str] = self._database.execute(
-            "SELECT text, shard FROM captions WHERE key = ?", (key,)
-        ).fetchone()
-        return found
-
-    def any_text(self, word: str) -> str:
-        """The text of some caption, which the word decides."""
-        query = "SELECT text FROM captions WHERE lot >= ? ORDER BY lot LIMIT 1"
-        found = self._database.execute(query, (_lot(word),)).fetchone()
-        return str((found or self._database.execute("SELECT text FROM captions ORDER BY lot LIMIT 1").fetchone())[0])
-
-    def close(self) -> None:
-        """Close the database."""
-        self._database.close()
-
-
-def decide(clusters: Sequence[tuple[int, int]], max_wrong: float) -> tuple[float, float, Decision]:
+def decide(clusters: Sequence[tuple[int, int]], captions: int, max_wrong: float) -> tuple[float, float, Decision]:
     """Interval of the share of wrong sentences, and what follows from it.
 
     Args:
         clusters: wrong and all sentences of each judged caption.
+        captions: how many there are; once all of them are judged, the share is known.
         max_wrong: the share that is allowed.
     """
-    if not any(units for _, units in clusters):
+    units = sum(count for _, count in clusters)
+    if not units:
         return 0.0, 1.0, "unjudged"
-    low, high = clustered_interval(clusters)
+    share = sum(wrong for wrong, _ in clusters) / units
+    low, high = (share, share) if len(clusters) == captions else clustered_interval(clusters)
     return low, high, "bad" if low > max_wrong else "good" if high <= max_wrong else "undecided"
 
 
@@ -317,7 +269,7 @@ class _Work:
         if not done:
             # Also after a first round without a single verdict, but not for ever.
             return config.sample if sum(self.unjudged.values()) < config.max_sample else 0
-        _, _, decision = decide(done, config.max_wrong)
+        _, _, decision = decide(done, self.sizes[shard], config.max_wrong)
         if decision == "bad" and config.escalate:
             return self.sizes[shard]
         return min(len(done), max(0, config.max_sample - len(done))) if decision == "undecided" else 0
@@ -350,7 +302,7 @@ def _report(work: _Work, config: JudgeConfig, recipe: Recipe) -> JudgeReport:
     shards, strata = [], []
     for shard, size in work.sizes.items():
         clusters = work.clusters(shard)
-        low, high, decision = decide(clusters, config.max_wrong)
+        low, high, decision = decide(clusters, size, config.max_wrong)
         units = sum(count for _, count in clusters)
         wrong = sum(count for count, _ in clusters)
         strata.append((size, clusters))
@@ -394,7 +346,3 @@ def _report(work: _Work, config: JudgeConfig, recipe: Recipe) -> JudgeReport:
         output_tokens=work.output_tokens,
         judgements=tuple(judgements),
     )
-
-
-def _lot(word: str) -> int:
-    return int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), signed=True)

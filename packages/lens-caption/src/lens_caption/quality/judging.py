@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from lens_caption.quality.config import JudgeConfig
-    from lens_caption.quality.judge import CaptionPool, JudgeReport, Question
+    from lens_caption.quality.judge import JudgeReport, Question
+    from lens_caption.quality.pool import CaptionPool
     from lens_core.pipeline.context import StageContext
 
 __all__ = ["run_judge"]

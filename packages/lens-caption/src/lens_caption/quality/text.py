@@ -11,7 +11,7 @@ import re
 import unicodedata
 from collections import Counter
 
-__all__ = ["normal", "resemblance", "script_shares", "sentences", "unquoted", "words"]
+__all__ = ["normal", "printable", "resemblance", "script_shares", "sentences", "unquoted", "words"]
 
 # Pairs of marks; an apostrophe is none, so single straight quotes are left alone.
 # The limit keeps a text full of opening marks from taking time that grows with its square.
@@ -20,6 +20,8 @@ _QUOTED = re.compile("|".join(f"{a}[^{a}{b}]{{0,1000}}{b}" for a, b in _PAIRS) +
 _STOP = re.compile(r"(?<=[.!?…])[\"”»’)\]]*\s+|(?<=[。！？])[」』”）]*\s*")
 # After these a full stop ends no sentence.
 _SHORT = re.compile(r"(?:^|[\s(])(?:Mr|Mrs|Ms|Dr|St|Mt|No|vs|approx|ca|e\.g|i\.e|[A-Z])\.$")
+# Where a lower-case letter follows these, the sentence goes on.
+_PAUSE = re.compile(r"[\"”»’)\]]$|(?:^|[\s(])(?:[a-z]\.[a-z]|etc)\.$", re.IGNORECASE)
 _DENSE = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\u0e00-\u0e7f"
 _WORD = re.compile(rf"[{_DENSE}]|(?:(?![{_DENSE}])[\w'’])+")
 _MASK = "\ue000"
@@ -39,8 +41,11 @@ def sentences(text: str) -> list[str]:
     for stop in [*(match for match in _STOP.finditer(masked)), None]:
         end = stop.end() if stop else len(text)
         piece = text[start:end].strip()
-        if stop and _SHORT.search(masked[start:end].rstrip()):
-            continue
+        if stop:
+            # Only the end is looked at, so that no text takes time that grows with its square.
+            before = masked[max(start, stop.start() - 12) : end].rstrip()
+            if _SHORT.search(before) or (masked[end : end + 1].islower() and _PAUSE.search(before)):
+                continue
         if piece:
             found.append(piece)
         start = end
@@ -55,6 +60,11 @@ def words(text: str) -> list[str]:
 def normal(text: str) -> str:
     """Words without case, punctuation and spacing: what two texts that say the same in the same words share."""
     return " ".join(words(unicodedata.normalize("NFKC", text)))
+
+
+def printable(text: str) -> str:
+    """The text on one line of a terminal: captions are somebody else's, and nothing in them may steer it."""
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in " ".join(text.split()))
 
 
 def resemblance(a: str, b: str) -> float:

@@ -17,7 +17,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 from lens_caption.engine.run import caption_all
-from lens_caption.quality.binding import CanaryWatch, RepeatWatch, SentenceWatch
+from lens_caption.quality.binding import CanaryWatch
+from lens_caption.quality.check import flagged
+from lens_caption.quality.repeat_watch import RepeatWatch, SentenceWatch
 from lens_core.errors import Stopped
 
 if TYPE_CHECKING:
@@ -184,8 +186,7 @@ class _Watch:
     def _doubted(self, outcome: CaptionOutcome, kind: str) -> CaptionOutcome:
         if self._settings.action == "stop" or outcome.key.startswith(_CANARY):
             return replace(outcome, status="transport", text="", detail=f"in doubt: {kind}", layers={})
-        flags = [flag for flag in str(outcome.provenance.get("flags", "")).split(",") if flag]
-        return replace(outcome, provenance={**outcome.provenance, "flags": ",".join(dict.fromkeys([*flags, kind]))})
+        return replace(outcome, provenance=flagged(outcome.provenance, [kind]))
 
 
 class _Listening:

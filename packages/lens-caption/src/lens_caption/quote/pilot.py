@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections import Counter
 from decimal import Decimal
@@ -15,6 +14,7 @@ from lens_caption.quote.estimate import Pilot
 from lens_core.contracts import CaptionOutcome, ImageItem
 from lens_core.errors import ImageError
 from lens_core.images import header
+from lens_core.storage.shards import image_key
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,7 +41,7 @@ def run_pilot(records: Sequence[ImageRecord], config: Any, registry: Registry, p
     """
     price = profile.price("standard")
     items = [
-        ImageItem(key=hashlib.sha256(data).hexdigest(), data=data, metadata=record.metadata)
+        ImageItem(key=image_key(data), data=data, metadata=record.metadata)
         for record in records
         for data in (record.read(),)
     ]

@@ -66,11 +66,12 @@ def quote_pipeline(
         profile.refuse_if_retired(day)
         corrects = config.type == "revise-captions"
         if corrects:
-            captioner, pilot = _as_long_as(captioner), 0
-        if pilot:
+            captioner = _as_long_as(captioner)
+        wanted = 0 if corrects else pilot
+        if wanted:
             profile.price("standard")
-        found = survey(pipeline, config, registry, pilot=pilot, sample=sample)
-        bought = run_pilot(found.pilot, captioner, registry, profile) if pilot else None
+        found = survey(pipeline, config, registry, pilot=wanted, sample=sample)
+        bought = run_pilot(found.pilot, captioner, registry, profile) if wanted else None
         engine: EngineSettings = config.engine  # type: ignore[attr-defined]
         quote = estimate(
             stage=config.name,

@@ -35,8 +35,7 @@ def run(config: CaptionReportStageConfig, context: StageContext) -> dict[str, An
 
     def seen(rows: int) -> None:
         context.progress.update(rows)
-        if context.should_stop():
-            raise KeyboardInterrupt
+        context.stop_if_asked()
 
     summary, page = report_on(config, context.inputs, seed=context.seed, seen=seen)
     text = json.dumps(summary, indent=2, ensure_ascii=False) + "\n"

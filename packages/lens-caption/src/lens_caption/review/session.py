@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lens_caption.layers import StoredImages, caption_batches
 from lens_caption.report.samples import Best, Sample, draw, repeated_share
+from lens_caption.review.decisions import caption_sha256
 from lens_core.errors import ConfigError, ImageError
 from lens_core.images import decode, to_jpeg
 
 if TYPE_CHECKING:
-    from lens_caption.review.decisions import Action, DecisionLog
+    from lens_caption.review.decisions import Action, Decision, DecisionLog
     from lens_core.storage.artifacts import Artifact
 
 __all__ = ["MAX_TEXT", "Pick", "Session", "pick_samples"]
@@ -80,14 +81,13 @@ class Session:
 
     def overview(self) -> dict[str, Any]:
         """The state of everything: what was decided of each caption, in order."""
-        decisions = self.log.decisions
-        states = [decisions.get((sample.key, self.layer)) for sample in self._samples]
+        states = [self._decision(sample) for sample in self._samples]
         return {"layer": self.layer, "states": [state.action if state else "" for state in states]}
 
     def item(self, number: int) -> dict[str, Any]:
         """One caption; `IndexError` if there is no such number."""
         sample = self._sample(number)
-        decision = self.log.decisions.get((sample.key, self.layer))
+        decision = self._decision(sample)
         row = self._rows.get(sample.key, {})
         return {
             "number": number,
@@ -121,6 +121,11 @@ class Session:
         """Keep what was decided; `IndexError` if there is no such number."""
         sample = self._sample(number)
         self.log.decide(key=sample.key, layer=self.layer, action=action, text=text, seen=sample.text)
+
+    def _decision(self, sample: Sample) -> Decision | None:
+        """What was decided of the caption, if it still reads as it did then."""
+        found = self.log.decisions.get((sample.key, self.layer))
+        return found if found and found.caption_sha256 == caption_sha256(sample.text) else None
 
     def _sample(self, number: int) -> Sample:
         if not 0 <= number < len(self._samples):

@@ -123,7 +123,7 @@ class Plan:
             spent: on it.
             layers: the layers that the captioner gives.
         """
-        facts = {"usd": None if spent.usd is None else str(spent.usd), "layers": list(layers)}
+        facts = {"usd": _usd(spent), "layers": list(layers)}
         return urls.create_exclusive(self._segment(part), _table(outcomes, facts))
 
     def outcomes(self, part: Part) -> list[CaptionOutcome]:
@@ -132,19 +132,33 @@ class Plan:
 
     def facts(self, part: Part) -> tuple[Amount, tuple[str, ...]]:
         """What a published part says of itself: what was spent on it, and the captioner's layers."""
-        with urls.open_read(self._segment(part)) as stream:
-            facts = json.loads(pq.read_metadata(stream).metadata[b"lens"])
-        return Amount(None if facts["usd"] is None else Decimal(facts["usd"])), tuple(facts["layers"])
+        facts = _facts(self._segment(part))
+        return _amount(facts["usd"]), tuple(facts["layers"])
 
-    def leave(self, part: Part, worker: str, outcomes: Iterable[CaptionOutcome]) -> None:
-        """Keep what there is of a part for whoever goes on with it."""
-        urls.write_bytes(urls.join(self.url, "left", f"{part.name}.{worker}"), _table(outcomes, {}))
+    def leave(self, part: Part, worker: str, outcomes: Iterable[CaptionOutcome], *, spent: Amount) -> None:
+        """Keep what there is of a part for whoever goes on with it, and what this worker spent on it."""
+        table = _table(outcomes, {"usd": _usd(spent)})
+        urls.write_bytes(urls.join(self.url, "left", f"{part.name}.{worker}"), table)
 
     def left(self, part: Part) -> list[CaptionOutcome]:
         """What earlier workers had of it."""
-        folder = urls.join(self.url, "left")
-        names = [name for name in urls.ls(folder) if name.startswith(f"{part.name}.")]
-        return [outcome for name in names for outcome in _outcomes(urls.join(folder, name))]
+        return [outcome for url in self._left(part).values() for outcome in _outcomes(url)]
+
+    def left_spent(self, part: Part, but: str) -> Amount:
+        """What earlier workers spent on it, one of them left out."""
+        others = (url for worker, url in self._left(part).items() if worker != but)
+        return sum((_amount(_facts(url).get("usd", "0")) for url in others), NOTHING)
+
+    def statuses(self, enough: int) -> list[str]:
+        """What became of so many images at least, if workers have told of so many."""
+        found: list[str] = []
+        for folder in (urls.join(self.url, "segments"), urls.join(self.url, "left")):
+            for name in urls.ls(folder):
+                if len(found) >= enough:
+                    return found
+                if not name.startswith("."):
+                    found += [outcome.status for outcome in _outcomes(urls.join(folder, name))]
+        return found
 
     def spent(self, parts: Iterable[Part]) -> Amount:
         """What was spent on the published parts, and by one process before there were parts."""
@@ -154,6 +168,26 @@ class Plan:
 
     def _segment(self, part: Part) -> str:
         return urls.join(self.url, "segments", part.name)
+
+    def _left(self, part: Part) -> dict[str, str]:
+        """Where earlier workers left what they had of it."""
+        folder, start = urls.join(self.url, "left"), f"{part.name}."
+        names = [name for name in urls.ls(folder) if name.startswith(start)]
+        return {name.removeprefix(start): urls.join(folder, name) for name in names}
+
+
+def _usd(spent: Amount) -> str | None:
+    return None if spent.usd is None else str(spent.usd)
+
+
+def _amount(usd: str | None) -> Amount:
+    return Amount(None if usd is None else Decimal(usd))
+
+
+def _facts(url: str) -> dict[str, Any]:
+    with urls.open_read(url) as stream:
+        facts: dict[str, Any] = json.loads(pq.read_metadata(stream).metadata[b"lens"])
+    return facts
 
 
 def _table(outcomes: Iterable[CaptionOutcome], facts: dict[str, Any]) -> bytes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from contextlib import closing
 from typing import TYPE_CHECKING
 
+from lens_caption.engine.budget import NOTHING
 from lens_caption.engine.journal import Journal
 from lens_caption.scale.allowance import Draws
 from lens_core.errors import LensError
@@ -51,7 +52,7 @@ def take_over(context: StageContext, plan: Plan, reader: ShardReader) -> None:
         for part in plan.parts(reader):
             outcomes = [item for key in keys[part.start : part.stop] if (item := journal.get(key))]
             if outcomes:
-                plan.leave(part, process, outcomes)
+                plan.leave(part, process, outcomes, spent=NOTHING)  # the draw below has it
                 left += len(outcomes)
         while process not in draws.by_worker:
             draws.add(process, journal.spent())

@@ -13,6 +13,7 @@ import shutil
 from typing import TYPE_CHECKING, cast
 
 from lens_caption.captioners.own import seen_from
+from lens_caption.engine.book import Heard
 from lens_caption.engine.budget import NOTHING
 from lens_caption.engine.journal import Journal
 from lens_caption.engine.run import caption_all
@@ -97,6 +98,7 @@ class Worker:
         self._done = 0
         self._spent = {file.name: _spent(file) for file in (context.state_dir / "parts").glob("*.sqlite")}
         self._allowance = Allowance(plan.grants_url, leases, config.engine.budget)
+        self._heard = Heard()
         self._warned: set[str] = set()
 
     def run(self) -> None:
@@ -132,6 +134,8 @@ class Worker:
         keys = self._reader.columns["key"][part.start : part.stop]
         file = self._context.state_dir / "parts" / f"{part.name}.sqlite"
         self._allowance.elsewhere = sum((spent for name, spent in self._spent.items() if name != file.name), NOTHING)
+        if not self._heard.answers:  # a part may be one image: whose fault it is that it fails, others show
+            self._heard.count(self._plan.statuses(max(map(len, self._parts))))
         journal = Journal(file)
         try:
             self._inherit(part, journal)
@@ -145,15 +149,17 @@ class Worker:
                     settings=self._config.engine,
                     batch_size=self._config.batch_size,
                     allowance=self._allowance,
+                    heard=self._heard,
                 )
             except LensError as error:
-                self._plan.leave(part, self._leases.worker, journal.read().values())
+                self._plan.leave(part, self._leases.worker, journal.read().values(), spent=journal.spent())
                 if self._leases.lost(part.name):
                     return  # another worker has it, who took this one for dead
                 raise self._told(error, journal) from error
             outcomes = journal.read()
             layers = getattr(self._captioner, "layers", ())
-            if self._plan.publish(part, [outcomes[key] for key in keys], spent=journal.spent(), layers=layers):
+            spent = journal.spent() + self._plan.left_spent(part, self._leases.worker)
+            if self._plan.publish(part, [outcomes[key] for key in keys], spent=spent, layers=layers):
                 self._done += len(part)
         finally:
             self._spent[file.name] = journal.spent()

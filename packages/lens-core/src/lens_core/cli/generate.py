@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lens_core import __version__, images
+from lens_core.config.base import NO_CREDENTIALS, has_credentials
+from lens_core.config.checked import checked_component
 from lens_core.diffusion.device import pick_device, pick_dtype
 from lens_core.diffusion.model_folder import load_model_folder
 from lens_core.diffusion.receipt import png_with_receipt
@@ -55,10 +57,12 @@ def generate_file(
     Raises:
         LensError: a model, size, image, LoRA, rewriter or device that cannot be used.
     """
+    if has_credentials(model):  # which would go into the picture's receipt
+        raise ConfigError(f"--model: {NO_CREDENTIALS}")
     registry = load_registry()
     rewritten = prompt
     if rewriter:
-        config = registry.parse("rewriters", rewriter)
+        config = checked_component("rewriters", rewriter, registry)
         (rewritten,) = registry.build("rewriters", config).rewrite([prompt], seed=seed)
     if mask and not image:
         raise ConfigError("--mask needs --image: the picture to redraw a part of")
@@ -96,6 +100,7 @@ def generate_file(
         "sampler": sampler.model_dump(mode="json"),
         "guidance": loaded.guidance if guidance is None else guidance,
         "dtype": str(loaded.dtype).removeprefix("torch."),
+        "asked_dtype": dtype,
         "model": _hash_of(model),
         "model_folder": model,
         "lens": __version__,

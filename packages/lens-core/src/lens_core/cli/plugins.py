@@ -67,8 +67,8 @@ def show_plugin(registry: Registry, kind: str, name: str) -> str:
     Raises:
         UnknownComponentError: no such kind or name.
     """
-    plural = kind if kind in KINDS else f"{kind}s"
-    plural = plural.replace("-", "_").replace(" ", "_")
+    plural = kind.replace("-", "_").replace(" ", "_")
+    plural = plural if plural in KINDS else f"{plural}s"
     if plural not in KINDS:
         kinds = ", ".join(singular(known) for known in KINDS)
         raise UnknownComponentError(f"there is no kind {kind!r}; kinds: {kinds}")

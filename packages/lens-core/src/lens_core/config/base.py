@@ -17,12 +17,20 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-__all__ = ["ComponentConfig", "Config", "Url", "config_hash"]
+__all__ = ["NO_CREDENTIALS", "ComponentConfig", "Config", "Url", "config_hash", "first_mistake", "has_credentials"]
+
+NO_CREDENTIALS = "a URL must not carry credentials; set them in the environment"
+
+
+def has_credentials(url: str) -> bool:
+    """Whether a URL is of the form `scheme://user:secret@host/path`."""
+    return "@" in url.partition("://")[2].partition("/")[0]
 
 
 def _no_credentials(url: str) -> str:
-    if "@" in url.partition("://")[2].partition("/")[0]:
-        raise ValueError("a URL must not carry credentials; set them in the environment")
+    if has_credentials(url):
+        # An error of a type of its own, so that nobody writes the value beside the message.
+        raise PydanticCustomError("credentials", NO_CREDENTIALS)
     return url
 
 
@@ -33,7 +41,7 @@ Url = Annotated[str, AfterValidator(_no_credentials)]
 class Config(BaseModel):
     """A block of settings. Unknown names are refused, with a suggestion."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, hide_input_in_errors=True)
 
     @model_validator(mode="before")
     @classmethod
@@ -59,6 +67,13 @@ def config_hash(config: Config | dict[str, Any]) -> str:
     plain = config.model_dump(mode="json") if isinstance(config, Config) else config
     text = json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def first_mistake(error: ValidationError) -> tuple[str | None, str]:
+    """The first of a validation's mistakes: its key, if it is about one, and a message that goes on with a line."""
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    message = str(first["msg"]).removeprefix("Value error, ")
+    return ".".join(map(str, first["loc"])) or None, f"{message[:1].lower()}{message[1:]}"
 
 
 def _unknown_option(key: Any, value: Any, names: set[str]) -> InitErrorDetails:

@@ -6,18 +6,22 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import ValidationError
 
-from lens_core.config.base import ComponentConfig, Config
+from lens_core.config.base import ComponentConfig, Config, first_mistake
 from lens_core.config.components import ComponentOf
 from lens_core.config.stage import StageConfig
 from lens_core.errors import ConfigError, MissingExtraError
+from lens_core.registry import singular
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from lens_core.config.yaml import MarkedYaml
     from lens_core.registry import Registry
 
-__all__ = ["checked", "existing", "require_libraries", "spelt"]
+__all__ = ["checked", "checked_component", "existing", "require_libraries", "spelt"]
+
+_SAY_ALL = {"missing", "unknown_option", "component", "credentials"}
+"""Mistakes whose message needs no value behind it, or must not have it."""
 
 Checked = TypeVar("Checked", bound=Config)
 
@@ -32,6 +36,19 @@ def checked(model: type[Checked], marked: MarkedYaml, registry: Registry) -> Che
         return model.model_validate(marked.data, context={"registry": registry})
     except ValidationError as error:
         raise _one_line_each(error, marked) from error
+
+
+def checked_component(kind: str, value: str | Mapping[str, Any], registry: Registry) -> ComponentConfig:
+    """The config of a component that no file names, such as a command's option.
+
+    Raises:
+        ConfigError: its first mistake, in one line.
+    """
+    try:
+        return registry.parse(kind, value)
+    except ValidationError as error:
+        key, message = first_mistake(error)
+        raise ConfigError(f"the {singular(kind)}'s {key}: {message}") from error
 
 
 def require_libraries(config: Config, marked: MarkedYaml, registry: Registry) -> None:
@@ -80,7 +97,7 @@ def _one_line_each(error: ValidationError, marked: MarkedYaml) -> ConfigError:
         path = existing(item["loc"], marked.data, item["type"] in {"missing", "unknown_option"})
         message = str(item["msg"]).removeprefix("Value error, ")
         value = item["input"]
-        if item["type"] not in {"missing", "unknown_option", "component"} and isinstance(value, str | int | float):
+        if item["type"] not in _SAY_ALL and isinstance(value, str | int | float):
             message = f"{message[0].lower()}{message[1:]}, not {value!r}"
         mistake = ConfigError(message, file=marked.file, line=marked.line_of(path), key=spelt(path))
         if str(mistake) not in mistakes:

@@ -43,8 +43,8 @@ def set_value(data: dict[str, Any], path: str, value: Any) -> None:
         ConfigError: the path leads nowhere.
     """
     keys = path.split(".")
-    stage_names = [stage.get("name") for stage in data.get("stages") or [] if isinstance(stage, dict)]
-    if keys[0] in stage_names:
+    stages = data.get("stages")
+    if isinstance(stages, list) and keys[0] in [stage.get("name") for stage in stages if isinstance(stage, dict)]:
         keys = ["stages", *keys]
     holder: Any = data
     for position, key in enumerate(keys[:-1]):

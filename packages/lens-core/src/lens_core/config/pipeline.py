@@ -13,7 +13,6 @@ import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 from pydantic import Field
 
@@ -76,7 +75,7 @@ def load_pipeline(file: str, registry: Registry, overrides: Sequence[str] = ()) 
     config = checked(PipelineConfig, marked, registry)
     _check_graph(config.stages, {}, registry, marked, lambda index, *keys: ("stages", index, *keys))
     require_libraries(config, marked, registry)
-    base = str(Path(file).resolve().parent) if urls.is_local(file) else file.rsplit("/", 1)[0]
+    base = str(urls.local_path(file).resolve().parent) if urls.is_local(file) else file.rsplit("/", 1)[0]
     return Pipeline(config=config, file=file, base=base)
 
 

@@ -28,10 +28,10 @@ def pipeline_schema(registry: Registry) -> dict[str, Any]:
         for name in catalog:
             try:
                 spec = catalog[name].spec
+                if isinstance(spec, ComponentSpec):
+                    models[kind, name] = spec.load_config()
             except LensError:
-                continue  # a contested name; `lens plugins list` tells
-            if isinstance(spec, ComponentSpec):
-                models[kind, name] = spec.load_config()
+                continue  # a contested name, or a broken plugin: `lens plugins list` and `lens plugins show` tell
     wanted: list[type[Config]] = [PipelineConfig, *models.values()]
     references, shared = models_json_schema([(model, "validation") for model in dict.fromkeys(wanted)])
     definitions: dict[str, Any] = shared.get("$defs", {})

@@ -46,7 +46,11 @@ def parse_yaml(text: str, *, file: str) -> MarkedYaml:
     Raises:
         ConfigError: it is not YAML, or a mapping has a key twice; with file and line.
     """
-    loader = _Loader(text)
+    try:
+        loader = _Loader(text)
+    except yaml.reader.ReaderError as error:
+        what = f"not valid YAML: {error.reason} (#x{error.character:04x})"
+        raise ConfigError(what, file=file, line=text.count("\n", 0, error.position) + 1) from error
     try:
         node = loader.get_single_node()
         marked = MarkedYaml(data=None, file=file)
@@ -78,7 +82,7 @@ def _construct(loader: _Loader, node: yaml.Node, path: Path, marked: MarkedYaml)
         loader.flatten_mapping(node)
         mapping = {}
         for key_node, value_node in node.value:
-            key = loader.construct_object(key_node, deep=True)
+            key = _object(loader, key_node, marked)
             if type(key) is int:
                 key = str(key)  # {512: 1}: people leave out the quotes
             if not isinstance(key, str):
@@ -90,4 +94,14 @@ def _construct(loader: _Loader, node: yaml.Node, path: Path, marked: MarkedYaml)
         return mapping
     if isinstance(node, yaml.SequenceNode):
         return [_construct(loader, item, (*path, index), marked) for index, item in enumerate(node.value)]
-    return loader.construct_object(node, deep=True)
+    return _object(loader, node, marked)
+
+
+def _object(loader: _Loader, node: yaml.Node, marked: MarkedYaml) -> Any:
+    try:
+        return loader.construct_object(node, deep=True)
+    except (AttributeError, LookupError, ValueError) as error:
+        # Of what looks like a date or number, or says it is one, and is none: PyYAML lets through what Python raises.
+        value = node.value if isinstance(node, yaml.ScalarNode) else ""
+        what = f"{value!r} is no {node.tag.rpartition(':')[2]}; if it is text, put it in quotes"
+        raise ConfigError(what, file=marked.file, line=node.start_mark.line + 1) from error

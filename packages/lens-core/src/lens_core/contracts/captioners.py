@@ -47,9 +47,11 @@ class CaptionOutcome:
 class Captioner(Protocol):
     """Turns a batch of images into texts; built as `target(config)`.
 
-    `deterministic` says whether the same image and config always give the same text (and cost nothing to repeat).
-    A captioner that asks a server may also be a `lens_caption.engine.request.RequestCaptioner`: then the engine sends
-    its requests, within limits and budget, instead of calling `caption`.
+    `deterministic` says whether the same image and config always give the same text; the contract test holds it to
+    that. A captioner that gives several captions an image names their layers in an attribute `layers`, a tuple: only
+    those of `CaptionOutcome.layers` are kept. One that asks a server may also be a
+    `lens_caption.engine.request.RequestCaptioner`: then the engine sends its requests, within limits and budget,
+    instead of calling `caption`.
     """
 
     deterministic: bool

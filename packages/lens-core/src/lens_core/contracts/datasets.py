@@ -124,6 +124,9 @@ class Filter(Protocol):
 
     A filter that compares images with earlier ones may also have a method `kept(candidate)`, which is called, in the
     order of the source, for each image that *all* filters have kept. `check` itself must not change the filter.
+
+    The config of one that reads a file, such as a model, may have a method `fingerprint() -> str`: a cheap text that
+    changes when the file does, so that a stage that is done is done again.
     """
 
     def check(self, candidate: Candidate) -> Verdict:

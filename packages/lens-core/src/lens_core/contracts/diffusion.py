@@ -10,7 +10,7 @@ from collections.abc import Generator
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
     import torch
@@ -27,6 +27,12 @@ class Denoiser(Protocol):
 
     Built as `target(config, in_channels=, enc_hidden_dim=, num_text_layers=)`, to be filled from safetensors often on
     the meta device: so its state dict holds all that it holds. `config` is what a `transformer/config.json` says.
+
+    Who trains and serves it makes use of what else it may have: `transformer_blocks`, an `nn.ModuleList` that is
+    sharded and compiled block by block; `compile_blocks()` and `enable_gradient_checkpointing()`, ways of its own to
+    do these; `block_flops(image_lengths, text_lengths)`, FLOPs of the blocks' forward pass, which the metric `hfu`
+    counts where they are computed again; `choose_attention(device, dtype)`, a backend that suits; `modulation(times)`,
+    all that depends on the time alone, and `modulation_modules()`, what computes it.
     """
 
     config: dict[str, Any]
@@ -87,8 +93,11 @@ class TextEncoder(Protocol):
     trainable: bool
 
     @classmethod
-    def fit(cls, config: Any, captions: Sequence[str], *, seed: int = 0) -> Self:
-        """An encoder to train with: a fresh one for these captions, or a pretrained one from where its config says."""
+    def fit(cls, config: Any, captions: Iterable[str], *, seed: int = 0) -> Self:
+        """An encoder to train with: a fresh one for these captions, or a pretrained one from where its config says.
+
+        Captions may be a hundred million, and can be gone through once: one that needs none does not touch them.
+        """
         ...
 
     @classmethod
@@ -130,15 +139,12 @@ class Sampler(Protocol):
     """A time grid and a way along it; built as `target(config)`. Knows neither pixels nor prompts."""
 
     def times(self, num_tokens: int) -> Tensor:
-        """The grid from 1 (noise) to 0 (image) for an image of `num_tokens` tokens."""
-        ...
-
-    def step(self, x: Tensor, velocity: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
-        """One step from time `t` to `t_next`."""
+        """The grid from 1 (noise) to 0 (image) for an image of `num_tokens` tokens: float32 [steps + 1]."""
         ...
 
     def walk(self, x: Tensor, times: Tensor) -> Walk:
-        """The way from `x` along `times`: yields each (x, t) whose velocity it wants, and returns where it ends.
+        """The way from `x` [N, C] along `times` [steps + 1]: yields each (x, t) whose velocity it wants, and returns
+        where it ends.
 
         Whoever follows it may take other walks' steps in between, so all that it remembers is its own.
         """

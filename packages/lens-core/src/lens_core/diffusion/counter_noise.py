@@ -30,7 +30,7 @@ Index = int | str | tuple[int | str, ...]
 
 
 def uniform(seed: int, index: Index, shape: Sequence[int]) -> Tensor:
-    """Uniform numbers in the open interval (0, 1), float64 on the CPU."""
+    """Uniform numbers above 0 and up to 1, float64 on the CPU."""
     return torch.from_numpy(_uniform(seed, index, math.prod(shape)).reshape(tuple(shape)))
 
 
@@ -50,5 +50,5 @@ def _uniform(seed: int, index: Index, count: int) -> np.ndarray:
     digest = hashlib.sha256(json.dumps([seed, *parts], separators=(",", ":")).encode()).digest()
     key = np.frombuffer(digest[:16], dtype="<u8")
     raw = np.random.Philox(key=key).random_raw(count)
-    # 53 bits, shifted by half a step so that neither 0 nor 1 occurs.
+    # 53 bits, shifted by half a step so that 0, which has no logarithm, never occurs; the largest is rounded to 1.
     return ((raw >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53

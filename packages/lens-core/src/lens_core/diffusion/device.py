@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING
 
 import torch
 
 from lens_core.errors import ConfigError, LensError
 
-__all__ = ["DeviceName", "pick_device", "pick_dtype"]
+if TYPE_CHECKING:
+    from lens_core.config.devices import DeviceName
+
+__all__ = ["pick_device", "pick_dtype"]
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 
 
 def pick_device(name: DeviceName) -> torch.device:

@@ -46,21 +46,22 @@ def model_index(
 def scheduler_config(sampler: ComponentConfig) -> dict[str, Any]:
     """`scheduler_config.json`, in the words of diffusers where it has the sampler.
 
-    diffusers has no word for a rule: a dynamic shift is computed by its pipelines.
+    diffusers has no word for a rule: a dynamic shift is computed by its pipelines, from these numbers or their own.
     """
     fields = sampler.model_dump(mode="json")
     if sampler.type != "flow-euler":
         return fields
     shift = fields["shift"]
-    dynamic = shift in {"released", "continuous"}
+    dynamic = isinstance(shift, str) and shift != "none"
+    base, most = (1.0, 1.3) if shift == "trained" else (0.5, 1.15)  # of `trained_mu`; diffusers' defaults
     return {
         "_class_name": "FlowMatchEulerDiscreteScheduler",
         "num_train_timesteps": 1000,
         "use_dynamic_shifting": dynamic,
         "time_shift_type": "exponential",
         "shift": 3.0 if dynamic else 1.0 if shift == "none" else math.exp(shift),
-        "base_shift": 0.5,
-        "max_shift": 1.15,
+        "base_shift": base,
+        "max_shift": most,
         "base_image_seq_len": 256,
         "max_image_seq_len": 4096,
     }

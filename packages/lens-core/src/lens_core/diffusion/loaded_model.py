@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from lens_core.config.checked import checked_component
 from lens_core.config.prediction import PredictionConfig
 from lens_core.errors import ConfigError
 
@@ -74,7 +75,9 @@ class LoadedModel:
             ConfigError: that sampler does not take so many steps.
         """
         chosen = sampler or self.sampler
-        return chosen if steps is None else self.registry.parse("samplers", {**chosen.model_dump(), "steps": steps})
+        if steps is None:
+            return chosen
+        return checked_component("samplers", chosen.model_dump() | {"steps": steps}, self.registry)
 
     def to(
         self,

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from pydantic import BaseModel, PositiveInt, ValidationError
 
+from lens_core.config.base import first_mistake
 from lens_core.config.components import AutoencoderField, ModelField, SamplerField, TextEncoderField  # noqa: TC001
 from lens_core.config.prediction import PredictionConfig  # noqa: TC001 (pydantic reads these at run time)
 from lens_core.diffusion.diffusers_layout import model_index, scheduler_config
@@ -101,7 +102,13 @@ def save_model_folder(
     _write_json(folder / LENS_JSON, lens)
 
 
-def load_model_folder(url: str, *, registry: Registry | None = None, dtype: torch.dtype | None = None) -> LoadedModel:
+def load_model_folder(
+    url: str,
+    *,
+    registry: Registry | None = None,
+    dtype: torch.dtype | None = None,
+    denoiser_dtype: torch.dtype | None = torch.float32,
+) -> LoadedModel:
     """Read a model folder onto the CPU, in evaluation mode.
 
     A folder in the released layout without `lens.json` loads too, but for its text encoder: see `lens import`.
@@ -109,7 +116,8 @@ def load_model_folder(url: str, *, registry: Registry | None = None, dtype: torc
     Args:
         url: a folder, an fsspec URL, or owner/name on the Hugging Face hub.
         registry: where the parts' implementations come from; by default, what is installed.
-        dtype: of the weights. By default float32 for the denoiser, and as stored for pretrained parts.
+        dtype: of all weights. By default `denoiser_dtype` for the denoiser, and as stored for pretrained parts.
+        denoiser_dtype: where `dtype` says nothing; None as stored.
 
     Raises:
         ArtifactError: there is no model, or it is damaged; the message names the file and the key.
@@ -117,14 +125,16 @@ def load_model_folder(url: str, *, registry: Registry | None = None, dtype: torc
     """
     registry = registry or load_registry()
     with ExitStack() as source:
-        loaded = _load(source.enter_context(local_model(url)), url, registry, dtype)
+        loaded = _load(source.enter_context(local_model(url)), url, registry, dtype, denoiser_dtype)
         if loaded.text_encoder is not None:
             # A pretrained encoder is saved by copying what it was loaded from: that must be there as long as it is.
             weakref.finalize(loaded.text_encoder, source.pop_all().close)
         return loaded
 
 
-def _load(folder: Path, url: str, registry: Registry, dtype: torch.dtype | None) -> LoadedModel:
+def _load(
+    folder: Path, url: str, registry: Registry, dtype: torch.dtype | None, denoiser_dtype: torch.dtype | None
+) -> LoadedModel:
     where = folder / LENS_JSON
     if where.exists() or not is_released(folder):
         lens = _read_json(where, missing=f"{url} is no model folder (it has no {LENS_JSON})")
@@ -137,9 +147,8 @@ def _load(folder: Path, url: str, registry: Registry, dtype: torch.dtype | None)
     try:
         said = _LensJson.model_validate(lens, context={"registry": registry})
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key = ".".join(map(str, first["loc"]))
-        raise ArtifactError(f"{where}: {key}: {first['msg']}") from error
+        key, message = first_mistake(error)
+        raise ArtifactError(f"{where}: {key}: {message}") from error
 
     autoencoder = (
         registry.spec("autoencoders", said.autoencoder.type)
@@ -162,7 +171,7 @@ def _load(folder: Path, url: str, registry: Registry, dtype: torch.dtype | None)
             enc_hidden_dim=width,
             num_text_layers=layers,
         )
-    load_weights(transformer, folder / "transformer", dtype=dtype or torch.float32)
+    load_weights(transformer, folder / "transformer", dtype=dtype or denoiser_dtype)
     return LoadedModel(
         transformer=transformer.eval(),
         text_encoder=encoder,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,7 +32,7 @@ def local_model(url: str) -> Iterator[Path]:
         ArtifactError: there is nothing; messages of what is done with the folder name `url`, not the copy.
     """
     if urls.is_local(url):
-        folder = urls.local_path(url).expanduser()
+        folder = urls.local_path(url)
         if not folder.exists() and _HUB_ID.fullmatch(url):
             folder = _from_hub(url)
         yield folder
@@ -40,9 +41,9 @@ def local_model(url: str) -> Iterator[Path]:
         for name in _names(url):
             target = Path(copy, name)
             target.parent.mkdir(parents=True, exist_ok=True)
-            with urls.open_read(urls.join(url, name)) as source, target.open("wb") as sink:
-                while block := source.read(2**24):
-                    sink.write(block)
+            there = urls.join(url, name)
+            with urls.told(there, "copy"), urls.open_read(there) as source, target.open("wb") as sink:
+                shutil.copyfileobj(source, sink, 2**24)
         try:
             yield Path(copy)
         except LensError as error:
@@ -50,10 +51,18 @@ def local_model(url: str) -> Iterator[Path]:
 
 
 def _names(url: str) -> list[str]:
-    """What belongs to a model, of all that lies in its folder."""
+    """What belongs to a model, of all that lies in its folder.
+
+    Raises:
+        ArtifactError: a file's name, which in an object store may be any text, would lead out of the copy.
+    """
     if not urls.exists(url):
         return []
-    return [name for name in urls.walk(url) if name.endswith(".json") or name.split("/")[0] in _PARTS]
+    names = [name for name in urls.walk(url) if name.endswith(".json") or name.split("/")[0] in _PARTS]
+    for name in names:
+        if not {"", ".", ".."}.isdisjoint(name.split("/")):
+            raise ArtifactError(f"{url} holds a file named {name!r}, which is no path below a folder; remove it")
+    return names
 
 
 def _from_hub(name: str) -> Path:

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from PIL import Image
-from pydantic import ValidationError
 from torch import Tensor
 
 from lens_core.config.base import ComponentConfig
+from lens_core.config.checked import checked_component
 from lens_core.diffusion.autoencoders.wrap import wrap_vae
 from lens_core.diffusion.device import pick_device
 from lens_core.diffusion.loaded_model import LoadedModel
@@ -384,17 +384,17 @@ class LensPipeline:
     def _sampler_of_call(self, scheduler: Any, steps: int | None) -> ComponentConfig:
         own = self.model.sampler
         config = own if scheduler is None else _sampler(scheduler, self.model.registry, own)
-        return config if steps is None else _parsed(self.model.registry, {**config.model_dump(), "steps": steps})
+        return self.model.chosen_sampler(config, steps)
 
 
 def _sampler(scheduler: Any, registry: Registry, own: ComponentConfig | None = None) -> ComponentConfig:
     """A sampler's config from what users hand over; one by name takes steps and shift of the model's own."""
     if scheduler is None:
-        return _parsed(registry, RELEASED_SAMPLER)
+        return checked_component("samplers", RELEASED_SAMPLER, registry)
     if isinstance(scheduler, ComponentConfig):
         return scheduler
     if hasattr(scheduler, "config"):
-        return _parsed(registry, {"type": "flow-euler", "shift": _shift_of(scheduler)})
+        return checked_component("samplers", {"type": "flow-euler", "shift": _shift_of(scheduler)}, registry)
     if isinstance(scheduler, str):
         known = own.model_dump() if own else RELEASED_SAMPLER
         takes = registry.spec("samplers", scheduler).load_config().model_fields
@@ -402,7 +402,7 @@ def _sampler(scheduler: Any, registry: Registry, own: ComponentConfig | None = N
             "type": scheduler,
             **{name: known[name] for name in ("steps", "shift") if name in known and name in takes},
         }
-    return _parsed(registry, scheduler)
+    return checked_component("samplers", scheduler, registry)
 
 
 def _shift_of(scheduler: Any) -> str | float:
@@ -416,15 +416,6 @@ def _shift_of(scheduler: Any) -> str | float:
             f"the scheduler's {', '.join(odd) or 'shift'} cannot be taken over: name one of Lens' samplers"
         )
     return "released" if known.get("use_dynamic_shifting") else math.log(known.get("shift", 1.0))
-
-
-def _parsed(registry: Registry, block: dict[str, Any]) -> ComponentConfig:
-    try:
-        config: ComponentConfig = registry.parse("samplers", block)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise ConfigError(f"the sampler's {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
-    return config
 
 
 def _count(prompt: Any, texts: list[list[Tensor]] | None) -> int:

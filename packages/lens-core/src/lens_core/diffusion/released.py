@@ -81,9 +81,19 @@ def released_lens(
 
 
 def text_features_of(folder: Path) -> tuple[int, int]:
-    """Width and number of layers of the text features that a model folder's denoiser takes, by its config."""
-    config = _read(folder / "transformer" / "config.json")
-    return config["enc_hidden_dim"], len(config["selected_layer_index"])
+    """Width and number of layers of the text features that a model folder's denoiser takes, by its config.
+
+    Raises:
+        ArtifactError: the config does not say.
+    """
+    where = folder / "transformer" / "config.json"
+    config = _read(where)
+    try:
+        return int(config["enc_hidden_dim"]), len(config["selected_layer_index"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(
+            f"{where} has no enc_hidden_dim and selected_layer_index: it is no Lens denoiser's"
+        ) from error
 
 
 def _network(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -27,7 +27,17 @@ if TYPE_CHECKING:
     from lens_core.config.base import ComponentConfig
     from lens_core.diffusion.loaded_model import LoadedModel
 
-__all__ = ["Request", "decode", "denoise", "draw", "encode", "encode_starts", "generate"]
+__all__ = [
+    "Request",
+    "decode",
+    "denoise",
+    "draw",
+    "encode",
+    "encode_starts",
+    "generate",
+    "picture_HW3",
+    "unit_CHW",
+]
 
 MAX_BATCH_TOKENS = 4096
 """Image and text tokens in one call of a part, guidance's second branch not counted. One request may have more."""
@@ -75,7 +85,7 @@ def generate(
         on_step=on_step,
         max_batch_tokens=max_batch_tokens,
     )
-    return [(pixels_CHW * 255).round().to(torch.uint8).permute(1, 2, 0).numpy() for pixels_CHW in drawn]
+    return [picture_HW3(pixels_CHW) for pixels_CHW in drawn]
 
 
 def draw(
@@ -111,7 +121,7 @@ def draw(
             yield from (one.cpu() for one in tokens)
             continue
         for pixels_CHW in decode(model, chunk, tokens, max_batch_tokens=max_batch_tokens):
-            yield ((pixels_CHW.float().clamp(-1, 1) + 1) / 2).cpu()
+            yield unit_CHW(pixels_CHW)
 
 
 @torch.inference_mode()
@@ -228,6 +238,17 @@ def decode(
                     )
                 pixels |= dict(zip(which, decoded, strict=True))
     return [_kept(request, pixels[i]) for i, request in enumerate(requests)]
+
+
+def unit_CHW(pixels_CHW: Tensor) -> Tensor:
+    """Decoded pixels, within [0, 1]; float32 on the CPU."""
+    return ((pixels_CHW.float().clamp(-1, 1) + 1) / 2).cpu()
+
+
+def picture_HW3(pixels_CHW: Tensor) -> np.ndarray:
+    """uint8 [H, W, 3] of pixels in [0, 1]; the only rounding, so that a picture drawn again has the same bits."""
+    picture: np.ndarray = (pixels_CHW * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
+    return picture
 
 
 def _finish(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lens_core.errors import Stopped
 from lens_core.storage import urls
 
 if TYPE_CHECKING:
@@ -52,3 +53,12 @@ class StageContext:
     def should_stop(self) -> bool:
         """Whether the user, or a signal, asked the run to stop: a long stage then saves its state, raises `Stopped`."""
         return self.progress.stop_asked
+
+    def stop_if_asked(self) -> None:
+        """End a stage that has no state to save, if the run is to stop.
+
+        Raises:
+            Stopped: it is.
+        """
+        if self.should_stop():
+            raise Stopped(f"stopped in the middle of {self.name}; the same command begins that stage again")

@@ -45,9 +45,9 @@ def locked(run_url: str) -> Iterator[None]:
     """
     if urls.is_local(run_url):
         with _open(run_url) as file:
-            if not _flock(file, fcntl.LOCK_EX):
+            if not _flock(run_url, file, fcntl.LOCK_EX):
                 raise _in_use(run_url, _read(file))
-            _describe(file)
+            _describe(run_url, file)
             yield
         return
     url = urls.join(run_url, LOCK)
@@ -77,16 +77,16 @@ def shared(run_url: str, *, worker: str, lease_s: float) -> Iterator[Leases]:
         with _open(run_url) as file:
             for _ in range(_TRIES):
                 # The first peer says who it is; for that moment it holds the lock alone.
-                if _flock(file, fcntl.LOCK_EX):
-                    _describe(file)
-                if _flock(file, fcntl.LOCK_SH):
+                if _flock(run_url, file, fcntl.LOCK_EX):
+                    _describe(run_url, file)
+                if _flock(run_url, file, fcntl.LOCK_SH):
                     break
                 time.sleep(0.05)
             else:
                 raise _in_use(run_url, _read(file))
             with Leases(peers, worker, ttl_s=lease_s) as leases:
                 yield leases
-            if _flock(file, fcntl.LOCK_EX):
+            if _flock(run_url, file, fcntl.LOCK_EX):
                 urls.remove(peers, recursive=True)
         return
     url = urls.join(run_url, LOCK)
@@ -115,24 +115,31 @@ def _create(url: str, owner: dict[str, Any]) -> bool:
 
 
 def _open(run_url: str) -> TextIO:
-    try:
+    with _told(run_url, "written"):
         return urls.local_path(urls.join(run_url, LOCK)).open("a+", encoding="utf-8")
-    except OSError as error:
-        raise RunFolderError(f"the run folder {run_url} cannot be written: {(error.strerror or '').lower()}") from error
 
 
-def _flock(file: TextIO, kind: int) -> bool:
+def _flock(run_url: str, file: TextIO, kind: int) -> bool:
+    with _told(run_url, "locked"):
+        try:
+            fcntl.flock(file, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+
+def _describe(run_url: str, file: TextIO) -> None:
+    with _told(run_url, "written"):
+        os.ftruncate(file.fileno(), 0)
+        os.write(file.fileno(), json.dumps(_owner()).encode())  # buffered, what did not fit would be written at `close`
+
+
+@contextlib.contextmanager
+def _told(run_url: str, what: str) -> Iterator[None]:
     try:
-        fcntl.flock(file, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _describe(file: TextIO) -> None:
-    file.truncate(0)
-    file.write(json.dumps(_owner()))
-    file.flush()
+        yield
+    except OSError as error:
+        raise RunFolderError(f"the run folder {run_url} cannot be {what}: {(error.strerror or '').lower()}") from error
 
 
 def _read(file: TextIO) -> str:

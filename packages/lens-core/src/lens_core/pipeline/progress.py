@@ -210,6 +210,11 @@ class Progress:
             )
 
     def _plain_line(self) -> None:
+        with self._lock:  # the stage's thread counts on
+            line = self._line()
+        print(line, file=self._stream, flush=True)
+
+    def _line(self) -> str:
         elapsed = time.monotonic() - self._started
         left = ""
         if self._total and self._counted_since and self._counted_since[1] < self._done < self._total:
@@ -218,11 +223,7 @@ class Progress:
             left = f", about {_clock(pace * (self._total - self._done))} left"
         percent = f" ({100 * self._done / self._total:.0f} %)" if self._total else ""
         metrics = f"  {self._metric_text()}" if self._metrics else ""
-        print(
-            f"  {self._title}: {self._counts() or 'working'}{percent}, {_clock(elapsed)}{left}{metrics}",
-            file=self._stream,
-            flush=True,
-        )
+        return f"  {self._title}: {self._counts() or 'working'}{percent}, {_clock(elapsed)}{left}{metrics}"
 
     def _counts(self) -> str:
         if not self._unit:

@@ -16,24 +16,22 @@ from __future__ import annotations
 import contextlib
 import datetime
 import json
-import os
+import math
 import platform
 import shutil
 import signal
 import threading
 import time
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import yaml
 
 from lens_core import __version__
 from lens_core.config.base import config_hash
-from lens_core.errors import ArtifactError, RunFolderError, Stopped, StorageError
+from lens_core.errors import ArtifactError, Stopped, StorageError
 from lens_core.pipeline.context import StageContext
-from lens_core.pipeline.lock import LOCK, PEERS, locked, shared
+from lens_core.pipeline.lock import locked, shared
 from lens_core.pipeline.progress import EventLog, Progress
+from lens_core.pipeline.run_folder import EVENTS, STATE, describe_run, open_run_folder, refuse_foreign
 from lens_core.specs import StageSpec, load_dotted
 from lens_core.storage import urls
 from lens_core.storage.artifacts import FORMAT_VERSION, MANIFEST, Artifact, OutputFolder, load_artifact, manifest_hash
@@ -41,18 +39,14 @@ from lens_core.storage.leases import local_cache, own_folder, worker_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
 
     from lens_core.config.pipeline import Pipeline
     from lens_core.config.stage import StageConfig
     from lens_core.registry import Registry
     from lens_core.storage.leases import Leases
 
-__all__ = ["EVENTS", "RUN_FILE", "STATE", "outside_of", "run_pipeline", "run_stages", "state_root_of"]
-
-RUN_FILE = "run.json"
-EVENTS = "events.jsonl"
-RESOLVED = "resolved.yaml"
-STATE = ".state"
+__all__ = ["outside_of", "run_pipeline", "run_stages", "state_root_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +93,7 @@ def run_pipeline(pipeline: Pipeline, registry: Registry, *, progress: Progress |
         LensError: whatever a stage has to say.
     """
     run_url = pipeline.config.run
-    _open_run_folder(run_url)
+    open_run_folder(run_url)
     with contextlib.ExitStack() as stack:
         lease_s = max((stage.lease_s for stage in pipeline.stages if stage.lease_s is not None), default=None)
         peers = None
@@ -109,9 +103,9 @@ def run_pipeline(pipeline: Pipeline, registry: Registry, *, progress: Progress |
         else:
             state_root = stack.enter_context(own_folder(local_cache(run_url)))
             peers = stack.enter_context(shared(run_url, worker=worker_of(state_root), lease_s=lease_s))
-        _refuse_foreign(pipeline, run_url)
-        state_root.mkdir(parents=True, exist_ok=True)
-        _describe_run(pipeline, run_url, peers)
+        refuse_foreign(pipeline, run_url)
+        urls.mkdirs(str(state_root))
+        describe_run(pipeline, run_url, peers)
         # A bucket cannot be appended to: there the events are uploaded when the run ends.
         events_file = (urls.local_path(run_url) if urls.is_local(run_url) else state_root) / EVENTS
         events = EventLog(events_file)
@@ -134,7 +128,11 @@ def run_pipeline(pipeline: Pipeline, registry: Registry, *, progress: Progress |
         finally:
             events.close()
             if not urls.is_local(run_url):
-                urls.write_bytes(urls.join(run_url, EVENTS), events_file.read_bytes())
+                try:
+                    urls.write_bytes(urls.join(run_url, EVENTS), urls.read_bytes(str(events_file)))
+                except StorageError as error:  # it must not take the place of what ended the run
+                    progress.events = EventLog(None)
+                    progress.warn(f"the run's events stay in {events_file}: {error}")
 
 
 def run_stages(
@@ -352,84 +350,24 @@ def _forget(context: StageContext) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _open_run_folder(run_url: str) -> None:
-    try:
-        urls.mkdirs(run_url)
-    except StorageError as error:
-        raise RunFolderError(f"the run folder {run_url} cannot be made: {error}") from error
-    if urls.is_local(run_url) and not os.access(urls.local_path(run_url), os.W_OK):
-        raise RunFolderError(f"the run folder {run_url} cannot be written: permission denied")
-
-
-def _refuse_foreign(pipeline: Pipeline, run_url: str) -> None:
-    """Refuse a folder that another pipeline made, or that is no run folder at all."""
-    url = urls.join(run_url, RUN_FILE)
-    # Listed first, then asked for: a peer that begins just now writes `run.json`, under another name and then its own,
-    # before anything else, so what it has written by the listing has `run.json` beside it by the question.
-    ours = {LOCK, PEERS, STATE}
-    strangers = [name for name in urls.ls(run_url) if name not in ours and not name.endswith(".tmp")]
-    if not urls.exists(url):
-        if strangers:
-            raise RunFolderError(
-                f"{run_url} is not empty and no run folder of Lens (it holds {strangers[0]!r}); choose another 'run:'"
-            )
-        return
-    try:
-        made_by = json.loads(urls.read_text(url))
-        old = dict(made_by["stages"])
-        old_file = str(made_by["pipeline"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise RunFolderError(f"{url} is damaged; remove the folder or choose another 'run:'") from error
-    new = {stage.name: stage.type for stage in pipeline.stages}
-    other_types = [name for name in new if name in old and old[name] != new[name]]
-    if other_types or not old.keys() & new.keys():
-        what = (
-            f"there {other_types[0]!r} is of type {old[other_types[0]]}"
-            if other_types
-            else "no stage has the same name"
-        )
-        raise RunFolderError(
-            f"{run_url} was made by another pipeline, {old_file} ({what}); choose another 'run:' or remove the folder"
-        )
-
-
-def _describe_run(pipeline: Pipeline, run_url: str, peers: Leases | None) -> None:
-    described = {
-        "format_version": FORMAT_VERSION,
-        "pipeline": Path(pipeline.file).name,
-        "stages": {stage.name: stage.type for stage in pipeline.stages},
-        "lens": __version__,
-    }
-    resolved = yaml.safe_dump(pipeline.config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
-    if peers:
-        _refuse_other_settings(run_url, resolved, peers)
-    urls.write_bytes(urls.join(run_url, RUN_FILE), (json.dumps(described, indent=2) + "\n").encode())
-    urls.write_bytes(urls.join(run_url, RESOLVED), resolved.encode())
-
-
-def _refuse_other_settings(run_url: str, resolved: str, peers: Leases) -> None:
-    """Peers that want different things would undo each other's work; one that is dead wants nothing."""
-    url = urls.join(run_url, RESOLVED)
-    since = time.monotonic()
-    while urls.exists(url) and urls.read_text(url) != resolved and peers.workers() > 1:
-        if time.monotonic() - since > peers.ttl_s + 2 * peers.beat_s:
-            raise RunFolderError(
-                f"another machine runs this pipeline in {run_url} with other settings ({url}); "
-                "give both the same file, or wait until that one is done"
-            )
-        peers.pause()
-
-
 @contextlib.contextmanager
 def _signals(progress: Progress) -> Iterator[None]:
-    """The first SIGINT or SIGTERM asks the stage to save and stop; the second interrupts it."""
+    """SIGINT or SIGTERM asks the stage to save and stop; Ctrl-C once more interrupts it.
+
+    What comes within a second is the same request: torchrun passes on what a scheduler sends to all processes as well.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
+    asked_at = math.inf
+
     def ask(number: int, frame: object) -> None:
-        if progress.stop_asked:
+        nonlocal asked_at
+        now = time.monotonic()
+        if number == signal.SIGINT and now - asked_at > 1:
             raise KeyboardInterrupt
+        asked_at = min(asked_at, now)
         progress.stop_asked = True
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -17,7 +17,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lens_core.errors import ArtifactError, StorageError
+from lens_core.errors import ArtifactError
+from lens_core.storage.tables import PART_ROWS, read_parts
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 __all__ = ["CAPTIONS", "CaptionRow", "read_captions", "read_texts", "write_captions"]
 
 CAPTIONS = "captions.parquet"
-_GROUP_ROWS = 8192
 
 _SCHEMA = pa.schema(
     [
@@ -65,7 +65,7 @@ def write_captions(output: OutputFolder, rows: Iterable[CaptionRow]) -> None:
     digests = array("Q")
     left = iter(rows)
     with pq.ParquetWriter(file, _SCHEMA, write_page_checksum=True) as table:
-        while group := list(islice(left, _GROUP_ROWS)):
+        while group := list(islice(left, PART_ROWS)):
             digests.extend(_digest(row.key, row.layer) for row in group)
             table.write_table(_table(group))
     _refuse_repeats(file, digests)
@@ -108,21 +108,10 @@ def _rows(artifact: Artifact, columns: Sequence[str], layers: Iterable[str] | No
     """Some columns of the rows of some layers; the second column is the layer."""
     wanted = None if layers is None else set(layers)
     there: set[str] = set()
-    count = 0
-    schema = pa.schema([_SCHEMA.field(name) for name in columns])
-    try:
-        with artifact.open(CAPTIONS) as file, pq.ParquetFile(file, page_checksum_verification=True) as table:
-            for batch in table.iter_batches(_GROUP_ROWS, columns=schema.names):
-                values = pa.Table.from_batches([batch]).select(schema.names).cast(schema).to_pydict()
-                there.update(values["layer"])
-                count += len(batch)
-                yield from (row for row in zip(*values.values(), strict=True) if wanted is None or row[1] in wanted)
-            if count != table.metadata.num_rows:
-                raise ValueError(f"it has {count} rows, and says {table.metadata.num_rows}")
-    except StorageError as error:
-        raise ArtifactError(str(error)) from error
-    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
-        raise ArtifactError(f"{artifact.url_of(CAPTIONS)} is damaged: {' '.join(str(error).split())}") from error
+    for part in read_parts(artifact, CAPTIONS, pa.schema([_SCHEMA.field(name) for name in columns])):
+        values = part.to_pydict()
+        there.update(values["layer"])
+        yield from (row for row in zip(*values.values(), strict=True) if wanted is None or row[1] in wanted)
     if missing := sorted((wanted or set()) - there):
         raise ArtifactError(
             f"{artifact.url} has no caption layer {missing[0]!r} (it has: {', '.join(sorted(there)) or 'none'})"

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lens_core.errors import ArtifactError, StorageError
+from lens_core.storage.tables import read_parts
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     from torch import Tensor
@@ -143,20 +143,13 @@ class LatentWriter:
         self._shard, self._sizes, self._bytes = {}, {}, 0
 
 
-def read_latents(artifact: Artifact) -> list[LatentRow]:
-    """Where the latents of an artefact of type "latents" lie.
+def read_latents(artifact: Artifact) -> Iterator[LatentRow]:
+    """Where the latents of an artefact of type "latents" lie, read a part at a time.
 
     Raises:
         ArtifactError: the index is missing or damaged.
     """
-    try:
-        table = pq.read_table(pa.BufferReader(artifact.read_bytes(LATENTS)), page_checksum_verification=True)
-        rows = table.select(_SCHEMA.names).cast(_SCHEMA).to_pylist()
-    except StorageError as error:
-        raise ArtifactError(str(error)) from error
-    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
-        raise ArtifactError(f"{artifact.url_of(LATENTS)} is damaged: {' '.join(str(error).split())}") from error
-    return [LatentRow(**row) for row in rows]
+    return (LatentRow(**row) for part in read_parts(artifact, LATENTS, _SCHEMA) for row in part.to_pylist())
 
 
 def _rows(path: Path) -> list[LatentRow]:

@@ -157,15 +157,20 @@ def own_folder(parent: Path) -> Iterator[Path]:
     """A folder on this machine's disk that no other living process has, and that the next process finds again.
 
     Its lock is the kernel's, so that it ends with the process, however that ends.
+
+    Raises:
+        StorageError: there can be no such folder, or none that is locked.
     """
     for number in range(1 << 16):
         folder = parent / f"worker-{number}"
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / ".lock").open("a") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                continue
+        urls.mkdirs(str(folder))
+        with contextlib.ExitStack() as held:
+            with urls.told(str(folder), "lock"):
+                lock = held.enter_context((folder / ".lock").open("a"))
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    continue
             yield folder
             return
 

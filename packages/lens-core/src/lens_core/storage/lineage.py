@@ -52,8 +52,11 @@ def trace(url: str) -> Lineage:
         )
         return Lineage(artifacts=(), receipt=receipt, note=note)
     if home is None:
-        what = "does not exist" if not urls.exists(url) else "is no artefact of Lens, lies in none, and has no receipt"
-        raise ArtifactError(f"{url} {what}")
+        if not urls.exists(url):
+            raise ArtifactError(f"{url} does not exist")
+        raise ArtifactError(
+            f"{url} is no artefact of Lens, lies in none, and is no PNG with a receipt (for JPEG and WebP: lens verify)"
+        )
     found: list[tuple[int, Artifact]] = []
     note = ""
     generation = [home]

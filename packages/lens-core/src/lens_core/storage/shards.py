@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import tarfile
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -19,6 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lens_core.errors import ArtifactError, StorageError
+from lens_core.storage import urls
+from lens_core.storage.tables import read_parts
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,6 +32,7 @@ __all__ = ["INDEX", "ImageRow", "ShardReader", "ShardWriter", "image_key"]
 
 INDEX = "index.parquet"
 MAX_SHARD_BYTES = 256 << 20
+_OPEN_SHARDS = 16
 
 _SCHEMA = pa.schema(
     [
@@ -147,15 +151,12 @@ class ShardReader(Sequence[ImageRow]):
 
     def __init__(self, artifact: Artifact):
         self._artifact = artifact
-        try:
-            table = pq.read_table(pa.BufferReader(artifact.read_bytes(INDEX)), page_checksum_verification=True)
-            self.columns: dict[str, list[Any]] = table.select(_SCHEMA.names).cast(_SCHEMA).to_pydict()
-        except StorageError as error:
-            raise ArtifactError(str(error)) from error
-        except (pa.ArrowException, OSError, KeyError, ValueError) as error:
-            raise ArtifactError(f"{artifact.url_of(INDEX)} is damaged: {' '.join(str(error).split())}") from error
+        self.columns: dict[str, list[Any]] = {name: [] for name in _SCHEMA.names}
+        for part in read_parts(artifact, INDEX, _SCHEMA):
+            for name, values in part.to_pydict().items():
+                self.columns[name] += values
         self._by_key = {key: number for number, key in enumerate(self.columns["key"])}
-        self._streams: dict[str, BinaryIO] = {}
+        self._streams: OrderedDict[str, BinaryIO] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self.columns["key"])
@@ -163,14 +164,13 @@ class ShardReader(Sequence[ImageRow]):
     def __getitem__(self, number: Any) -> Any:
         row = {name: values[number] for name, values in self.columns.items()}
         shard, offset, size = row.pop("shard"), row.pop("offset"), row.pop("size")
-        if shard not in self._streams:
-            try:
-                self._streams[shard] = self._artifact.open(shard)
-            except StorageError as error:
-                raise ArtifactError(str(error)) from error
-        stream = self._streams[shard]
-        stream.seek(offset)
-        data = stream.read(size)
+        try:
+            stream = self._stream(shard)
+            with urls.told(self._artifact.url_of(shard), "read"):
+                stream.seek(offset)
+                data = stream.read(size)
+        except StorageError as error:
+            raise ArtifactError(str(error)) from error
         if len(data) != size:
             raise ArtifactError(f"{self._artifact.url_of(shard)} is truncated: image {row['name']!r} is not all there")
         return ImageRow(data=data, metadata=json.loads(row.pop("metadata")), **row)
@@ -186,6 +186,15 @@ class ShardReader(Sequence[ImageRow]):
         """The image of that key; `KeyError` if there is none."""
         row: ImageRow = self[self._by_key[key]]
         return row
+
+    def _stream(self, shard: str) -> BinaryIO:
+        """The shard, opened; of many, those stay open that were read last."""
+        if shard not in self._streams:
+            self._streams[shard] = self._artifact.open(shard)
+            if len(self._streams) > _OPEN_SHARDS:
+                self._streams.popitem(last=False)[1].close()
+        self._streams.move_to_end(shard)
+        return self._streams[shard]
 
     def close(self) -> None:
         """Close the shards."""

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from typing import BinaryIO
 
 __all__ = [
+    "PROBE",
     "create_exclusive",
     "exists",
     "is_local",
@@ -36,11 +37,13 @@ __all__ = [
     "mkdirs",
     "open_read",
     "put_file",
+    "read_at_most",
     "read_bytes",
     "read_ranges",
     "read_text",
     "remove",
     "resolve",
+    "told",
     "version",
     "walk",
     "write_bytes",
@@ -49,6 +52,12 @@ __all__ = [
 _EXTRAS = {"s3": "lens-core[s3]", "s3a": "lens-core[s3]"}
 _EXCLUSIVE = {"s3", "s3a"}
 """Whose libraries hand "only if it is absent" to the server. Others look first and then write, which is no guard."""
+
+_VERSIONS = ("ETag", "mtime", "LastModified", "etag", "last_modified", "blob_id", "last_commit")
+"""Where stores say which version of a file is there; one that says several is asked in this order."""
+
+PROBE = ".exclusive-"
+"""How the names of files begin by which `keeps_apart` tries a store out; a process that is killed leaves one behind."""
 
 
 class _NotExclusiveError(StorageError):
@@ -68,7 +77,8 @@ def local_path(url: str) -> Path:
     """
     if not is_local(url):
         raise StorageError(f"{url} is not on this machine's file system")
-    return Path(url.removeprefix("file://")).expanduser()
+    # `Path.expanduser` raises for `~nobody` and for a file called `~backup.png`.
+    return Path(os.path.expanduser(url.removeprefix("file://")))  # noqa: PTH111
 
 
 def join(url: str, *parts: str) -> str:
@@ -79,7 +89,7 @@ def join(url: str, *parts: str) -> str:
 
 def resolve(url: str, base: str) -> str:
     """A relative path as seen from the folder `base`; absolute paths and URLs stay as they are."""
-    if "://" in url or Path(url).expanduser().is_absolute():
+    if "://" in url or local_path(url).is_absolute():
         return url
     if is_local(base):
         return os.path.normpath(local_path(base) / url)
@@ -90,7 +100,7 @@ def resolve(url: str, base: str) -> str:
 def exists(url: str) -> bool:
     """Whether a file or folder is there."""
     fs, path = _fs(url)
-    with _told(url, "look at"):
+    with told(url, "look at"):
         fs.invalidate_cache()
         return bool(fs.exists(path))
 
@@ -102,8 +112,26 @@ def read_bytes(url: str) -> bytes:
         StorageError: it is absent or cannot be read.
     """
     fs, path = _fs(url)
-    with _told(url, "read"):
+    with told(url, "read"):
         return bytes(fs.cat_file(path))
+
+
+def read_at_most(url: str, most: int) -> bytes:
+    """The whole content of a file that may come from anybody: a regular one, of no more than `most` bytes.
+
+    Raises:
+        StorageError: it is absent, larger, no regular file (a device never ends), or cannot be read.
+    """
+    if is_local(url) and exists(url) and not local_path(url).is_file():
+        raise StorageError(f"{url} is no regular file")
+    data = bytearray()
+    with told(url, "read"), open_read(url) as stream:
+        # A stream over HTTP gives what has arrived, which may be less than what is asked for.
+        while len(data) <= most and (block := stream.read(min(most + 1 - len(data), 1 << 20))):
+            data += block
+    if len(data) > most:
+        raise StorageError(f"{url} has more than {most:,} bytes")
+    return bytes(data)
 
 
 def read_text(url: str) -> str:
@@ -117,7 +145,7 @@ def read_text(url: str) -> str:
 def open_read(url: str) -> BinaryIO:
     """A seekable binary stream; the caller closes it."""
     fs, path = _fs(url)
-    with _told(url, "read"):
+    with told(url, "read"):
         return fs.open(path, "rb")  # type: ignore[no-any-return]
 
 
@@ -133,7 +161,7 @@ def read_ranges(ranges: Sequence[tuple[str, int, int]]) -> list[bytes | StorageE
     fs, _ = _fs(ranges[0][0])
     paths = [_fs(url)[1] for url, _, _ in ranges]
     starts, ends = [start for _, start, _ in ranges], [start + size for _, start, size in ranges]
-    with _told(ranges[0][0], "read"):
+    with told(ranges[0][0], "read"):
         parts = fs.cat_ranges(paths, starts, ends, on_error="return")
     return [
         StorageError(f"cannot read {url}: {_reason(part)}") if isinstance(part, Exception) else bytes(part)
@@ -163,7 +191,7 @@ def write_bytes(url: str, data: bytes) -> None:
     if is_local(url):
         path = local_path(url)
         temporary = _beside(path)
-        with _told(url, "write"):
+        with told(url, "write"):
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
                 with temporary.open("wb") as file:
@@ -176,7 +204,7 @@ def write_bytes(url: str, data: bytes) -> None:
                 raise
         return
     fs, path_text = _fs(url)
-    with _told(url, "write"):
+    with told(url, "write"):
         fs.pipe_file(path_text, data)
 
 
@@ -184,8 +212,11 @@ def put_file(url: str, source: Path) -> None:
     """Move a finished local file to `url` (a rename on a file system, an upload elsewhere)."""
     if is_local(url):
         target = local_path(url)
-        with _told(url, "write"):
+        with told(url, "write"):
             target.parent.mkdir(parents=True, exist_ok=True)
+            # A manifest vouches for it, and outlives a power cut.
+            with source.open("rb") as file:
+                os.fsync(file.fileno())
             try:
                 source.replace(target)
             except OSError as error:
@@ -194,7 +225,7 @@ def put_file(url: str, source: Path) -> None:
                 _move_across(source, target)
         return
     fs, path = _fs(url)
-    with _told(url, "write"):
+    with told(url, "write"):
         fs.put_file(str(source), path)
         source.unlink()
 
@@ -242,7 +273,7 @@ def keeps_apart(folder: str) -> bool:
 
     Stores that speak S3 and do not know `If-None-Match` take both without a word.
     """
-    url = join(folder, f".exclusive-{uuid.uuid4().hex[:8]}")
+    url = join(folder, f"{PROBE}{uuid.uuid4().hex[:8]}")
     try:
         return create_exclusive(url, b"one") and not create_exclusive(url, b"two")
     except _NotExclusiveError:
@@ -255,7 +286,7 @@ def _create_exclusive_here(url: str, data: bytes) -> bool:
     """A link, unlike `open("x")`, shows the file only when it is whole; and it holds on NFS too."""
     path = local_path(url)
     temporary = _beside(path)
-    with _told(url, "write"):
+    with told(url, "write"):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with temporary.open("xb") as file:
@@ -277,21 +308,21 @@ def _create_exclusive_here(url: str, data: bytes) -> bool:
 def mkdirs(url: str) -> None:
     """Make a folder; object stores need none."""
     if is_local(url):
-        with _told(url, "write"):
+        with told(url, "write"):
             local_path(url).mkdir(parents=True, exist_ok=True)
 
 
 def remove(url: str, *, recursive: bool = False) -> None:
     """Remove a file, or with `recursive` a folder; absent is fine."""
     fs, path = _fs(url)
-    with _told(url, "remove"), contextlib.suppress(FileNotFoundError):
+    with told(url, "remove"), contextlib.suppress(FileNotFoundError):
         fs.rm(path, recursive=recursive)
 
 
 def ls(url: str) -> list[str]:
     """Names (not paths) of what lies directly below a folder, sorted; empty if the folder is absent."""
     fs, path = _fs(url)
-    with _told(url, "list"):
+    with told(url, "list"):
         fs.invalidate_cache()
         try:
             entries = fs.ls(path, detail=False)
@@ -307,25 +338,42 @@ def walk(url: str) -> Iterator[str]:
         StorageError: the folder is absent or cannot be listed.
     """
     fs, path = _fs(url)
-    with _told(url, "list"):
+    with told(url, "list"):
         fs.invalidate_cache()
         if not fs.exists(path):
             raise StorageError(f"{url} does not exist")
         if not fs.isdir(path):
             raise StorageError(f"{url} is not a folder")
         if is_local(url):
-            next(Path(path).iterdir(), None)  # fsspec swallows "permission denied" while it walks
-        found = fs.find(path)
+            next(Path(path).iterdir(), None)  # `os.walk` swallows "permission denied"
+        found = _walk_here(path) if is_local(url) else fs.find(path)
     prefix = path.rstrip("/") + "/"
     yield from sorted(entry.removeprefix(prefix) for entry in found)
 
 
+def _walk_here(top: str) -> list[str]:
+    """Links to folders are followed, which fsspec does not do: each folder once, under its own name if it has one."""
+    seen: set[tuple[int, int]] = set()
+    found, starts = [], [top]
+    for start in starts:
+        for folder, below, files in os.walk(start):
+            status = os.stat(folder)  # noqa: PTH116 (a Path for each folder of a million)
+            if (status.st_dev, status.st_ino) in seen:
+                below.clear()
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            found += [f"{folder}/{file}" for file in files]
+            paths = [f"{folder}/{name}" for name in sorted(below)]
+            starts += [path for path in paths if os.path.islink(path)]  # noqa: PTH114
+    return found
+
+
 def version(url: str) -> str:
-    """A cheap text that changes when a file does: its size, and its time or entity tag."""
+    """A cheap text that changes when a file does: its size, and its time, entity tag or hash."""
     fs, path = _fs(url)
-    with _told(url, "look at"):
+    with told(url, "look at"):
         info = fs.info(path)
-    return f"{info.get('size')} {info.get('ETag') or info.get('mtime') or info.get('LastModified') or ''}"
+    return f"{info.get('size')} {next((info[name] for name in _VERSIONS if info.get(name)), '')}"
 
 
 def _beside(path: Path) -> Path:
@@ -347,10 +395,15 @@ def _fs(url: str) -> tuple[Any, str]:
 
 
 @contextlib.contextmanager
-def _told(url: str, verb: str) -> Iterator[None]:
+def told(url: str, verb: str) -> Iterator[None]:
+    """What goes wrong with a file, in one line: "cannot read s3://bucket/x: it does not exist".
+
+    Raises:
+        StorageError: the store, the file system, or a library between said no.
+    """
     try:
         yield
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a name that no store or file system can hold
         raise StorageError(f"cannot {verb} {url}: {_reason(error)}") from error
     except Exception as error:
         # s3fs and its kin let some errors of their client libraries through untranslated.

@@ -198,7 +198,7 @@ class TextEncoderContract(ComponentContract):
     def encoder(self, lens_registry: Registry, parsed: ComponentConfig) -> Any:
         """The component under test, fitted on a few captions where it can be."""
         target = lens_registry.spec(self.kind, self.name).load_target()
-        return target.fit(parsed, list(self.captions)) if hasattr(target, "fit") else target(parsed)
+        return target.fit(parsed, iter(self.captions)) if hasattr(target, "fit") else target(parsed)
 
     def encode(self, encoder: Any, texts: list[str]) -> list[Any]:
         """Features of the texts, packed: a tensor [T, E] per layer."""

@@ -174,6 +174,12 @@ class CaptionerContract(ComponentContract):
             alone = [captioner.caption([item])[0].text for item in images]
             assert together == alone
 
+    def test_layers_are_named(self, captioner: Any, images: list[ImageItem]) -> None:
+        """Several captions of an image belong to layers that the attribute `layers` names; others would be lost."""
+        named = set(getattr(captioner, "layers", ()))
+        for outcome in captioner.caption(images):
+            assert len(outcome.layers) < 2 or set(outcome.layers) == named
+
     def test_provenance_is_flat(self, captioner: Any, images: list[ImageItem]) -> None:
         """Provenance is stored as a JSON object of texts and numbers."""
         for outcome in captioner.caption(images[:1]):

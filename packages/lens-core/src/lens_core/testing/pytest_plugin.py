@@ -24,19 +24,19 @@ def lens_registry() -> Registry:
 @pytest.fixture
 def tiny_images() -> list[Any]:
     """Four small PNGs of one colour each, as `lens_core.contracts.ImageItem`."""
-    import hashlib
     import io
 
     from PIL import Image
 
     from lens_core.contracts import ImageItem
+    from lens_core.storage.shards import image_key
 
     items = []
     for colour in ("red", "green", "blue", "white"):
         stream = io.BytesIO()
         Image.new("RGB", (48, 32), colour).save(stream, "PNG")
         data = stream.getvalue()
-        items.append(ImageItem(key=hashlib.sha256(data).hexdigest(), data=data))
+        items.append(ImageItem(key=image_key(data), data=data))
     return items
 
 

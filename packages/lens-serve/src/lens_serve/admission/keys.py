@@ -24,20 +24,19 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import AwareDatetime, Field, ValidationError
 
-from lens_core.config.base import Config
+from lens_core.config.base import Config, first_mistake
 from lens_core.errors import ConfigError
+from lens_core.storage import urls
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-__all__ = ["ANONYMOUS", "SCOPES", "Key", "KeyRecord", "KeyRefusedError", "Keyring", "add", "read", "revoke"]
+__all__ = ["ANONYMOUS", "Key", "KeyRecord", "KeyRefusedError", "Keyring", "add", "read", "revoke"]
 
 logger = logging.getLogger(__name__)
 
-SCOPES = ("images", "metrics", "admin")
-"""What keys may be for: drawing; reading the metrics; everything, other keys' jobs included."""
-
 Scope = Literal["images", "metrics", "admin"]
+"""What keys may be for: drawing; reading the metrics; everything, other keys' jobs included."""
 
 _FORM = re.compile(r"lens-[a-z2-7]{52}")
 
@@ -49,7 +48,7 @@ class Key:
     Args:
         id: what logs and metrics say.
         name: what its owner calls it.
-        scopes: what it is for; see `SCOPES`.
+        scopes: what it is for; see `Scope`.
         weight: its part of the device when several wait, relative to the other keys'.
         max_concurrent: requests at once; None: any number.
         images_per_day: None: any number.
@@ -121,7 +120,7 @@ class Keyring:
         Raises:
             ConfigError: it is absent or damaged.
         """
-        return cls(Path(path))
+        return cls(urls.local_path(str(path)))
 
     def find(self, text: str) -> Key:
         """The key that somebody sent.
@@ -170,10 +169,9 @@ def read(path: str | Path) -> tuple[KeyRecord, ...]:
     except OSError as error:
         raise ConfigError(f"cannot be read: {(error.strerror or '').lower()}", file=str(path)) from error
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        message = f"this is no file of API keys: {first['msg'].lower()}; restore it from a copy"
-        raise ConfigError(message, file=str(path), key=where or None) from None
+        key, mistake = first_mistake(error)
+        message = f"this is no file of API keys: {mistake}; restore it from a copy"
+        raise ConfigError(message, file=str(path), key=key) from None
 
 
 def add(
@@ -213,8 +211,8 @@ def add(
     try:
         record = KeyRecord.model_validate(asked)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        raise ConfigError(first["msg"].lower(), key=str(first["loc"][0])) from None
+        key, mistake = first_mistake(error)
+        raise ConfigError(mistake, key=str(key).partition(".")[0]) from None
     with _alone(path):
         _write(path, (*(read(path) if path.exists() else ()), record))
     return text, record

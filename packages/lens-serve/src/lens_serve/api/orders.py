@@ -15,9 +15,10 @@ from lens_serve.engine.messages import Draw
 if TYPE_CHECKING:
     from lens_serve.admission.keys import Key
     from lens_serve.api.places import Place
-    from lens_serve.api.schemas import Format, Generation, Pictures, Quality
+    from lens_serve.api.schemas import Generation, Pictures, Quality
     from lens_serve.config import Bounds, ServeSettings, Tier
     from lens_serve.engine.messages import ModelInfo, StartPicture
+    from lens_serve.images.encoders import ImageFormat
     from lens_serve.server import Server
 
 __all__ = ["Order", "generation_order", "min_side", "model_of", "order_of", "size_of"]
@@ -67,7 +68,7 @@ class Order:
     rewrite: bool | None
     rewrite_seed: int
     quality: Quality
-    format: Format
+    format: ImageFormat
     compression: int | None
     url: bool
     previews: int

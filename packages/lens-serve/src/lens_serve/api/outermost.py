@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import re
 import time
@@ -82,13 +83,13 @@ class Outermost:
 
 
 class BodyLimit:
-    """Refuses bodies that are too large before they are read, and those that do not come.
+    """Refuses bodies that are too large before they are read, those that do not come, and too many uploads of a key.
 
     Starlette's own limit answers in plain text, which OpenAI's clients do not understand.
 
     Args:
         app: what is inside.
-        limits: bytes by path.
+        limits: bytes by path, of uploads.
         otherwise: bytes elsewhere.
     """
 
@@ -106,6 +107,13 @@ class BodyLimit:
         if declared.isdecimal() and int(declared[:20]) > limit:
             await answer(ApiError(413, f"{message}.", code="body_too_large"))(scope, receive, send)
             return
+        held = contextlib.ExitStack()
+        if scope["path"] in self._limits:
+            try:
+                held.enter_context(scope["app"].state.server.receiving(scope["state"]["key"]))
+            except ApiError as error:
+                await answer(error)(scope, receive, send)
+                return
         seen, complete, end = 0, False, asyncio.get_running_loop().time() + BODY_S
 
         async def counted() -> Message:
@@ -117,8 +125,11 @@ class BodyLimit:
                 raise HTTPException(408, "The body did not come in time") from None
             seen += len(received.get("body", b""))
             complete = not received.get("more_body", False)
+            if complete:
+                held.close()
             if seen > limit:
                 raise HTTPException(413, message)
             return received
 
-        await self._app(scope, counted, send)
+        with held:
+            await self._app(scope, counted, send)

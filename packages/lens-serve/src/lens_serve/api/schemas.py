@@ -15,11 +15,11 @@ from pydantic_core import InitErrorDetails, PydanticCustomError, ValidationError
 
 from lens_serve.api.errors import suggestion
 from lens_serve.config import NAME, Tier
+from lens_serve.images.encoders import ImageFormat  # noqa: TC001 (pydantic reads annotations at run time)
 
 __all__ = [
     "EditForm",
     "EditLens",
-    "Format",
     "Generation",
     "GenerationLens",
     "Image",
@@ -33,7 +33,6 @@ __all__ = [
     "Usage",
 ]
 
-Format = Literal["png", "jpeg", "webp"]
 Quality = Literal["low", "medium", "high"]
 
 SIZE = r"^(auto|[1-9][0-9]{0,4}x[1-9][0-9]{0,4})$"
@@ -96,7 +95,7 @@ class Pictures(Asked):
     quality: Literal["low", "medium", "high", "auto"] | None = Field(
         None, description="Half the model's steps, its steps, or twice as many; `auto` is `medium`."
     )
-    output_format: Format | None = Field(None, description="Absent: `png`.")
+    output_format: ImageFormat | None = Field(None, description="Absent: `png`.")
     output_compression: int | None = Field(None, ge=0, le=100, description="Of `jpeg` and `webp`; absent: 100.")
     response_format: Literal["b64_json", "url"] | None = Field(None, description="`url` needs a server with a store.")
     background: Literal["opaque", "auto"] | None = Field(None, description="Images are opaque.")
@@ -177,7 +176,7 @@ class ImagesAnswer(BaseModel):
     created: int = Field(description="Unix time.")
     data: list[Image]
     background: Literal["opaque"]
-    output_format: Format
+    output_format: ImageFormat
     quality: Quality
     size: str
     usage: Usage
@@ -208,7 +207,7 @@ class StreamEvent(BaseModel):
     partial_image_index: int | None = None
     created_at: int
     background: Literal["opaque"]
-    output_format: Format
+    output_format: ImageFormat
     quality: Quality
     size: str
     usage: Usage | None = None

@@ -29,6 +29,7 @@ import msgspec
 import torch
 from pydantic import BaseModel, ValidationError
 
+from lens_core.config.base import first_mistake
 from lens_core.diffusion.device import pick_device
 from lens_core.errors import LensError
 from lens_core.registry import load_registry
@@ -73,8 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ChannelClosedError:
         return 0
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        return _told(f"settings: {'.'.join(map(str, first['loc']))}: {first['msg']}", 2)
+        key, message = first_mistake(error)
+        return _told(f"settings: {key}: {message}", 2)
     except LensError as error:
         return _told(str(error), 2)
     try:

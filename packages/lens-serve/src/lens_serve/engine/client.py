@@ -277,8 +277,9 @@ class EngineClient:
             self._say(rest.decode(errors="replace"))
 
     def _say(self, line: str) -> None:
-        sys.stderr.write(f"engine {self.index}: {line}\n")
-        sys.stderr.flush()
+        with contextlib.suppress(OSError):  # whoever read it may have gone; engines are kept for others
+            sys.stderr.write(f"engine {self.index}: {line}\n")
+            sys.stderr.flush()
 
     def _hear(self, message: FromEngine, slots: Slots) -> None:
         match message:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from pydantic import ValidationError
 
+from lens_core.config.base import first_mistake
 from lens_core.diffusion.requests import Request, Start, check_requests
 from lens_core.errors import ConfigError
 from lens_serve.engine.cost import Branch
@@ -160,7 +161,7 @@ def job_of(draw: Draw, model: EngineModel, *, most_bytes: int) -> Job:
     try:
         sampler = model.sampler(draw.steps)
     except ValidationError as error:
-        raise ConfigError(f"{draw.steps} steps: {error.errors(include_url=False)[0]['msg']}") from error
+        raise ConfigError(f"{draw.steps} steps: {first_mistake(error)[1]}") from error
     return Job(draw=draw, model=model, request=request, sampler=sampler)
 
 

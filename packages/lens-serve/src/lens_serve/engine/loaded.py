@@ -6,7 +6,6 @@ Each call gives what `lens generate` would: features, steps and pixels come from
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,9 +13,10 @@ import torch
 from lens_core.diffusion.device import pick_dtype
 from lens_core.diffusion.drawing import Drawing
 from lens_core.diffusion.model_folder import LENS_JSON, load_model_folder
-from lens_core.diffusion.text_to_image import decode, encode, encode_starts
+from lens_core.diffusion.text_to_image import decode, encode, encode_starts, picture_HW3, unit_CHW
 from lens_core.diffusion.weights.lora import load_lora, set_loras
-from lens_core.errors import ConfigError, LensError
+from lens_core.errors import ConfigError, LensError, StorageError
+from lens_core.storage import urls
 from lens_core.storage.artifacts import load_artifact
 from lens_serve.engine.messages import ModelInfo
 from lens_serve.engine.previews import LinearPreview
@@ -65,9 +65,11 @@ class EngineModel:
             LensError: there is no model or LoRA, it is damaged, or a library that it needs is missing.
         """
         for name, file in served.loras.items():
-            if not Path(file).exists():  # what is in it is read when somebody asks for it
+            if not urls.local_path(file).exists():  # what is in it is read when somebody asks for it
                 raise LensError(f"the LoRA {name!r} of the model {served.name!r}: there is no {file}")
-        loaded = load_model_folder(served.folder, registry=registry, dtype=pick_dtype(served.dtype))
+        loaded = load_model_folder(
+            served.folder, registry=registry, dtype=pick_dtype(served.dtype), denoiser_dtype=None
+        )
         with torch.inference_mode():
             return cls(served, loaded.to(device))
 
@@ -111,7 +113,7 @@ class EngineModel:
         if lora is not None and lora not in self._known:
             # Called by its number, since the library takes no dots in a name.
             try:
-                load_lora(transformer, Path(self._loras[lora]), name=f"lora{len(self._known)}")
+                load_lora(transformer, urls.local_path(self._loras[lora]), name=f"lora{len(self._known)}")
             except ConfigError as error:
                 # Its file is the operator's, and no client can mend it, nor is to be told where it is.
                 raise LensError(f"the LoRA {lora}: {error}") from error
@@ -173,8 +175,7 @@ class EngineModel:
             (pixels_CHW,) = decode(self.loaded, [job.request], [tokens_NC])
         except LensError as error:
             raise NotFiniteError(str(error)) from error
-        unit_CHW = ((pixels_CHW.float().clamp(-1, 1) + 1) / 2).cpu()
-        return (unit_CHW * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
+        return picture_HW3(unit_CHW(pixels_CHW))
 
     def _remember(self, job: Job) -> bool:
         """Fill in the features of a job if they are known. Those of an exact job are good enough for every other."""
@@ -199,8 +200,8 @@ def _info(served: ServedModel, loaded: LoadedModel) -> ModelInfo:
     except LensError:
         hash_ = None  # a model folder from elsewhere has no manifest
     try:
-        created = int(Path(served.folder, LENS_JSON).stat().st_mtime)
-    except OSError:
+        created = int(urls.local_path(urls.join(served.folder, LENS_JSON)).stat().st_mtime)
+    except (OSError, StorageError):
         created = 0  # a URL, or a folder in the released layout
     return ModelInfo(
         name=served.name,

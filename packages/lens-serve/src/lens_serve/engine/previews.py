@@ -39,7 +39,7 @@ class LinearPreview:
     def fit(cls, autoencoder: Autoencoder, device: torch.device) -> LinearPreview:
         """The map that comes closest to undoing an autoencoder's own encodings of simple pictures."""
         pixels_BCHW = _simple_pictures(GRID * autoencoder.stride)
-        tokens = [autoencoder.encode(picture[None].to(device))[0].double().cpu() for picture in pixels_BCHW]
+        tokens = [autoencoder.encode(picture[None].to(device))[0].cpu().double() for picture in pixels_BCHW]
         small = F.adaptive_avg_pool2d(pixels_BCHW, 2 * GRID)
         # b c (h p) (w q) -> (b h w) (p q c)
         target = small.unflatten(3, (GRID, 2)).unflatten(2, (GRID, 2)).permute(0, 2, 4, 3, 5, 1).reshape(-1, 12)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,9 +16,12 @@ import numpy as np
 from lens_core import __version__
 from lens_core.errors import ConfigError, LensError, MissingExtraError
 from lens_core.specs import pip_line
+from lens_core.storage import urls
 from lens_serve.images.png import encode_png
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from lens_serve.config import OutputSettings
 
 __all__ = ["SignError", "Signer"]
@@ -81,7 +83,7 @@ class Signer:
             return None
         if certificate is None or key is None:
             raise ConfigError("to sign images, give both c2pa_certificate and c2pa_key")
-        return cls(Path(certificate), Path(key))
+        return cls(urls.local_path(certificate), urls.local_path(key))
 
     def sign(self, data: bytes, mime_type: str, *, from_picture: bool = False) -> bytes:
         """The file with its credentials; everything in it is covered, the receipt too.

@@ -9,6 +9,7 @@ each picture, which takes about a tenth of a second: its processor time counts f
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -73,7 +74,8 @@ def _decode(source: IO[bytes], target: IO[bytes], max_pixels: int) -> None:
     try:
         failed = process.wait(TIMEOUT_S) != 0
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
+        with contextlib.suppress(PermissionError):  # what macOS says of a process that has ended
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         failed = True
     if failed:

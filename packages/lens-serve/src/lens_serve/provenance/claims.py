@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, Field, ValidationError
 
 from lens_core import images
+from lens_core.config.base import first_mistake
 from lens_core.config.components import SamplerField  # noqa: TC001 (pydantic reads annotations at run time)
 from lens_core.errors import ConfigError, ImageError
 from lens_core.storage import urls
@@ -50,6 +51,7 @@ class Claims(BaseModel):
     tier: str | None = None
     model: str | None = None
     dtype: str | None = None
+    asked_dtype: str | None = None
     device: str | None = None
     threads: int | None = Field(None, gt=0, le=1024)
     lens: str | None = None
@@ -62,6 +64,12 @@ class Claims(BaseModel):
     loras: list[str] = []
     start: dict[str, Any] | None = None
     image: str | None = None
+
+    def asked(self) -> str | None:
+        """The dtype that was asked for, of all parts. Where the receipt does not say, float32 was not asked for."""
+        if "asked_dtype" in self.model_fields_set:
+            return self.asked_dtype
+        return None if self.dtype == "float32" else self.dtype
 
     def drawn_prompt(self, given: str | None) -> str:
         """The prompt that was drawn: the receipt's, or the one that is given, if its hash fits.
@@ -111,9 +119,8 @@ def read_claims(source: str) -> tuple[Claims, np.ndarray | None]:
     try:
         return Claims.model_validate(found), image_HW3
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key = ".".join(map(str, first["loc"]))
-        raise ConfigError(f"{source}: its receipt cannot be used: {key}: {first['msg']}") from error
+        key, message = first_mistake(error)
+        raise ConfigError(f"{source}: its receipt cannot be used: {key}: {message}") from error
 
 
 def _text(written: str | None, digest: str | None, given: str | None, option: str) -> str:

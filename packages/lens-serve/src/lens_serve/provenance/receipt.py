@@ -42,6 +42,7 @@ def receipt(
         model: what drew it.
         settings: the server's.
     """
+    served = next(served for served in settings.models if served.name == draw.model)
     made: dict[str, Any] = {
         "format_version": RECEIPT_VERSION,
         "prompt": order.prompt,
@@ -60,6 +61,7 @@ def receipt(
         "tier": draw.tier,
         "model": model.hash,
         "dtype": model.dtype,
+        "asked_dtype": served.dtype,
         "device": picture.features.get("device"),
         "kernels": picture.features.get("kernels"),
         "latent_sha256": picture.latent_sha256,
@@ -75,7 +77,7 @@ def receipt(
         made["start"] = _start(draw.start)
     if is_private(settings.listen):
         # Whoever gets this picture is on this machine. Others are not told what its folders are called.
-        made["model_folder"] = next(served.folder for served in settings.models if served.name == draw.model)
+        made["model_folder"] = served.folder
     return made
 
 

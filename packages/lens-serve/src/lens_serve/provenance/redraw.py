@@ -13,7 +13,7 @@ import torch
 from lens_core.diffusion.device import pick_device, pick_dtype
 from lens_core.diffusion.model_folder import load_model_folder
 from lens_core.diffusion.requests import Request, check_requests
-from lens_core.diffusion.text_to_image import decode, denoise, encode
+from lens_core.diffusion.text_to_image import decode, denoise, encode, picture_HW3, unit_CHW
 from lens_core.diffusion.weights.lora import load_lora
 from lens_core.registry import load_registry
 from lens_serve.engine.loaded import device_name
@@ -22,10 +22,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     import numpy as np
-    from torch import Tensor
 
     from lens_core.config.base import ComponentConfig
-    from lens_core.diffusion.device import DeviceName
+    from lens_core.config.devices import DeviceName
 
 __all__ = ["Redrawn", "redraw"]
 
@@ -52,6 +51,7 @@ def redraw(
     guidance: float,
     reuse_guidance: bool,
     dtype: str | None,
+    asked_dtype: str | None,
     loras: Sequence[tuple[str, float]],
     device: DeviceName,
     threads: int | None = None,
@@ -67,7 +67,8 @@ def redraw(
         sampler: with its options.
         guidance: the scale.
         reuse_guidance: as the tier `fast` does; see `lens_core.diffusion.drawing.Drawing`.
-        dtype: of the denoiser.
+        dtype: of the denoiser; None: float32.
+        asked_dtype: of all parts; None: the others are as they were stored.
         loras: files and scales.
         device: where to draw.
         threads: that a CPU computes with; by default as many as torch likes.
@@ -76,8 +77,9 @@ def redraw(
         LensError: it cannot be drawn here.
     """
     registry = load_registry()
-    # float32 is what a denoiser has when nobody asks for a dtype, and then the other parts are as they were stored.
-    loaded = load_model_folder(model, registry=registry, dtype=None if dtype == "float32" else pick_dtype(dtype))
+    loaded = load_model_folder(
+        model, registry=registry, dtype=pick_dtype(asked_dtype), denoiser_dtype=pick_dtype(dtype or "float32")
+    )
     request = Request(prompt=prompt, negative=negative, height=height, width=width, seed=seed, index=index)
     check_requests([request], loaded.autoencoder)
     for number, (file, scale) in enumerate(loras):
@@ -88,7 +90,7 @@ def redraw(
         (tokens_NC,) = denoise(loaded, encoded, sampler=sampler, guidance=guidance, reuse_guidance=reuse_guidance)
         (pixels_CHW,) = decode(loaded, encoded, [tokens_NC])
     return Redrawn(
-        image_HW3=_bytes(pixels_CHW),
+        image_HW3=picture_HW3(unit_CHW(pixels_CHW)),
         latent_sha256=hashlib.sha256(tokens_NC.float().cpu().numpy().astype("<f4").tobytes()).hexdigest(),
         device=device_name(loaded.device),
     )
@@ -103,10 +105,3 @@ def _threads(number: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _bytes(pixels_CHW: Tensor) -> np.ndarray:
-    """uint8 [H, W, 3] of pixels in [-1, 1], rounded as `generate` does."""
-    unit_CHW = ((pixels_CHW.float().clamp(-1, 1) + 1) / 2).cpu()
-    image_HW3: np.ndarray = (unit_CHW * 255).round().byte().permute(1, 2, 0).contiguous().numpy()
-    return image_HW3

@@ -146,6 +146,7 @@ def _draw_again(
         guidance=said.guidance,
         reuse_guidance=said.tier == "fast",
         dtype=said.dtype,
+        asked_dtype=said.asked(),
         loras=[(file, one.scale) for file, one in zip(lora, loras, strict=True)],
         device=device,
         threads=said.threads,

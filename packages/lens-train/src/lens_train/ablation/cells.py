@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lens_core.config.base import config_hash
-from lens_core.pipeline.runner import STATE, outside_of, run_stages
+from lens_core.pipeline.run_folder import STATE
+from lens_core.pipeline.runner import outside_of, run_stages
 from lens_core.storage.artifacts import load_artifact
 from lens_train.ablation.rows import rows_of
 

@@ -93,6 +93,7 @@ def _noise(noise: Noise) -> dict[str, Any]:
         "skill": noise.skill,
         "points": [asdict(point) for point in noise.points],
         "rival": {"arm": noise.config.rival, "values": list(noise.rival_values)},
+        "gain": asdict(noise.gain) | {"p_holm": noise.gain_p},
         "cancelled": asdict(noise.cancelled),
     }
 

@@ -11,7 +11,7 @@ from lens_train.ablation.scaling import BreakEven, Factor, Point, break_even, eq
 from lens_train.ablation.statistics import SEEDS_TO_CLAIM, Difference, Estimate, accuracy, difference, holm
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from lens_train.stages.ablation_report.config import AblationReportStageConfig, AxisConfig, NoiseConfig
 
@@ -73,18 +73,46 @@ class Comparison:
 
 @dataclass(frozen=True, kw_only=True)
 class Axis:
-    """Two kinds of caption along an axis, at a skill."""
+    """Two kinds of caption along an axis, at a skill.
+
+    Args:
+        config: what it is about.
+        skill: which.
+        long: the one kind, by place.
+        short: the other.
+        flops: the fewest and the most training FLOPs of an arm on it; None if they are not known.
+        factor: what the one is worth in the other.
+    """
 
     config: AxisConfig
     skill: str
     long: Sequence[Point]
     short: Sequence[Point]
+    flops: tuple[float, float] | None
     factor: Factor
+
+    @property
+    def flops_grow(self) -> bool:
+        """Whether compute differs along an axis that is of something else."""
+        given = self.flops
+        return given is not None and self.config.metric != "training_flops" and given[1] > 1.05 * given[0]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Noise:
-    """Accuracy under more and more mistakes, at a skill; `clean` is the arm with the fewest, `rival` the other one."""
+    """Accuracy under more and more mistakes, at a skill.
+
+    Args:
+        config: what it is about.
+        skill: which.
+        points: by share of mistakes.
+        clean: the arm without any.
+        rival: the other one.
+        rival_values: its accuracy by seed.
+        gain: of clean over rival.
+        gain_p: of that, by Holm over all skills of the clean arm; None where nothing can be tested.
+        cancelled: the share of mistakes at which it is gone.
+    """
 
     config: NoiseConfig
     skill: str
@@ -92,6 +120,8 @@ class Noise:
     clean: str
     rival: str
     rival_values: Sequence[float]
+    gain: Difference
+    gain_p: float | None
     cancelled: BreakEven
 
 
@@ -118,19 +148,37 @@ def find(ablations: Mapping[str, Ablation], config: AblationReportStageConfig) -
     if strange:
         raise ConfigError(f"baselines name {', '.join(sorted(strange))}, but the sources are {', '.join(ablations)}")
     main = next(iter(ablations.values()))
-    missing = [skill for skill in config.headline if skill not in main.skills]
+    named = [
+        ("headline", config.headline),
+        *((axis.label, axis.skills) for axis in config.axes),
+        *((noise.label, noise.skills) for noise in config.noise),
+    ]
+    missing = [(where, skill) for where, skills in named for skill in skills if skill not in main.skills]
     if missing:
         known = ", ".join(main.skills) or "none"
-        raise ConfigError(f"headline names the skill {missing[0]!r}, but {main.name} was judged on {known}")
+        raise ConfigError(f"{missing[0][0]} names the skill {missing[0][1]!r}, but {main.name} was judged on {known}")
     return Findings(
-        comparisons=[_compare(ablations, ablation, config) for ablation in ablations.values()],
-        axes=[_axis(ablations, axis, skill) for axis in config.axes for skill in config.headline],
-        noise=[_noise(ablations, noise, skill) for noise in config.noise for skill in config.headline],
+        comparisons=[made for ablation in ablations.values() for made in _compare(ablations, ablation, config)],
+        axes=[_axis(ablations, axis, skill) for axis in config.axes for skill in axis.skills or config.headline],
+        noise=[_noise(ablations, noise, skill) for noise in config.noise for skill in noise.skills or config.headline],
     )
 
 
-def _compare(ablations: Mapping[str, Ablation], ablation: Ablation, config: AblationReportStageConfig) -> Comparison:
+def _compare(
+    ablations: Mapping[str, Ablation], ablation: Ablation, config: AblationReportStageConfig
+) -> Iterator[Comparison]:
+    """With every baseline that is given."""
     given = config.baselines.get(ablation.name, next(iter(ablation.arms)))
+    for baselines in given if isinstance(given, list) else [given]:
+        yield _compare_with(ablations, ablation, config, baselines)
+
+
+def _compare_with(
+    ablations: Mapping[str, Ablation],
+    ablation: Ablation,
+    config: AblationReportStageConfig,
+    given: str | Mapping[str, str],
+) -> Comparison:
     named = dict.fromkeys(ablation.arms, given) if isinstance(given, str) else given
     compared = {arm: find_arm(ablations, named[arm], near=ablation.name) for arm in ablation.arms if arm in named}
     if len(compared) < len(named):
@@ -206,7 +254,16 @@ def _axis(ablations: Mapping[str, Ablation], axis: AxisConfig, skill: str) -> Ax
         return sorted(found, key=lambda point: point.x)
 
     long, short = points(axis.long.arms), points(axis.short.arms)
-    return Axis(config=axis, skill=skill, long=long, short=short, factor=equivalent_scale(long, short))
+    placed = [find_arm(ablations, reference) for reference in (*axis.long.arms, *axis.short.arms)]
+    flops = [known for ablation, arm in placed if (known := ablation.known(arm, "training_flops"))]
+    return Axis(
+        config=axis,
+        skill=skill,
+        long=long,
+        short=short,
+        flops=(min(flops), max(flops)) if flops else None,
+        factor=equivalent_scale(long, short),
+    )
 
 
 def _noise(ablations: Mapping[str, Ablation], noise: NoiseConfig, skill: str) -> Noise:
@@ -216,15 +273,20 @@ def _noise(ablations: Mapping[str, Ablation], noise: NoiseConfig, skill: str) ->
     if min(arms) > 0:
         raise ConfigError(f"the noise {noise.label!r} needs an arm without mistakes: one with the share 0")
     points = [Point(x=share, values=_own(*arms[share], skill)) for share in sorted(arms)]
-    rival = find_arm(ablations, noise.rival)
+    clean, rival = arms[0], find_arm(ablations, noise.rival)
     values = _own(*rival, skill)
+    gains = {r.skill: r for r in _results(clean[0], OWN, {clean[1]: rival}) if r.arm == clean[1]}
+    gain = gains[skill].difference
+    assert gain is not None  # both were judged on it
     return Noise(
         config=noise,
         skill=skill,
         points=points,
-        clean=arms[min(arms)][1],
+        clean=clean[1],
         rival=rival[1],
         rival_values=values,
+        gain=gain,
+        gain_p=gains[skill].p,
         cancelled=break_even(points, values),
     )
 

@@ -8,13 +8,15 @@ factor, since they lie below a curve that flattens (a test shows both).
 
 The **factor** says how many times as large the rival must be to be as accurate. It is taken only at the levels of
 accuracy that both curves reach between the places that were measured, as the mean of its logarithm over these levels.
-Nothing is extrapolated: where one curve lies wholly above the other, all that follows is "more than" the range.
+Nothing is extrapolated: where one curve lies wholly above the other, all that follows is "more than" the range, and
+not even that where the lower one is not sure to grow, since then its size made no difference that could be seen.
 
-The **interval** comes from a bootstrap over seeds: all means are drawn anew, 4,000 times, with the spread that the
-seeds of all places show together, and the whole calculation is done again. The spread is drawn as well (it was found
-from a few runs), which makes the interval of a single mean a t interval. Drawing three seeds from three with
-replacement would be far too sure of itself. Draws in which the curves do not meet count as beyond the range on their
-side.
+The **interval** comes from a bootstrap over seeds: all means are drawn anew, 20,000 times, each with the spread that
+own seeds show, and the whole calculation is done again. The spread is drawn as well (it was found from a few runs),
+which makes the interval of a single mean a t interval. Drawing three seeds from three with replacement would be far too
+sure of itself, and so would be one spread for all places: seeds lie apart where a skill is being learnt, and agree
+before and after. Three seeds a place make such intervals rather too wide than too narrow. Draws in which the curves do
+not meet count as beyond the range on their side.
 """
 
 from __future__ import annotations
@@ -53,7 +55,7 @@ class Factor:
 
     Args:
         value: the factor; infinite (0) where the curve lies above (below) the rival's wherever it was measured, NaN
-            where accuracy does not grow along the axis, so that no size can stand for another.
+            where one that had to grow to reach the other is not sure to, so that no size can stand for another.
         low: lower end of the 95 % interval; 0 where it is below `smallest`. NaN without a second seed anywhere.
         high: upper end; infinite where it is beyond `largest`.
         smallest: the smallest factor that this range of sizes can show.
@@ -98,7 +100,7 @@ class Band:
     high: Floats
 
 
-def equivalent_scale(long: Sequence[Point], short: Sequence[Point], *, draws: int = 4000, seed: int = 0) -> Factor:
+def equivalent_scale(long: Sequence[Point], short: Sequence[Point], *, draws: int = 20_000, seed: int = 0) -> Factor:
     """The factor between two curves.
 
     Args:
@@ -113,11 +115,15 @@ def equivalent_scale(long: Sequence[Point], short: Sequence[Point], *, draws: in
     shift = float(_shift(u_long, v_long, u_short, v_short)[0])
     smallest, largest = 2.0 ** (u_short[0] - u_long[-1]), 2.0 ** (u_short[-1] - u_long[0])
     low, high = math.nan, math.nan
-    drawn = _redraw([*long, *short], draws, seed)
+    drawn, count = _redraw([*long, *short], draws, seed), len(long)
+    if math.isinf(shift):
+        below = slice(count, None) if shift > 0 else slice(count)
+        means = _means([*long, *short])[None] if drawn is None else drawn
+        gains = means[:, below][:, -1] - means[:, below][:, 0]
+        shift = shift if np.quantile(gains, _ENDS[0]) > 0 else math.nan
     if drawn is not None:
-        count = len(long)
         shifts = _shift(u_long, monotone(drawn[:, :count]), u_short, monotone(drawn[:, count:]))
-        low, high = (2.0**end for end in _interval(shifts))
+        low, high = (0.0, math.inf) if math.isnan(shift) else (2.0**end for end in _interval(shifts))
     levels = (max(v_long[0, 0], v_short[0, 0]), min(v_long[0, -1], v_short[0, -1]))
     return Factor(
         value=2.0**shift,
@@ -129,7 +135,7 @@ def equivalent_scale(long: Sequence[Point], short: Sequence[Point], *, draws: in
     )
 
 
-def break_even(noisy: Sequence[Point], rival: Sequence[float], *, draws: int = 4000, seed: int = 0) -> BreakEven:
+def break_even(noisy: Sequence[Point], rival: Sequence[float], *, draws: int = 20_000, seed: int = 0) -> BreakEven:
     """The share of wrong facts at which the accuracy has fallen to that of a rival; accuracy never rises with it.
 
     Args:
@@ -223,16 +229,23 @@ def _between(u: Floats, v: Floats, levels: Floats, number: NDArray[np.int_]) -> 
 
 
 def _redraw(points: Sequence[Point], draws: int, seed: int) -> Floats | None:
-    """Means as other seeds might have given them, [draws, points]; None where no place has a second seed."""
-    counts = np.array([len(point.values) for point in points])
-    freedom = int((counts - 1).sum())
+    """Means as other seeds might have given them, [draws, points]; None where no place has a second seed.
+
+    A place of one seed borrows the spread of all others.
+    """
     means = _means(points)
-    squares = sum((value - centre) ** 2 for point, centre in zip(points, means, strict=True) for value in point.values)
-    if freedom == 0 or squares < 1e-12:  # below is rounding: the seeds agree
+    freedom = np.array([len(point.values) - 1 for point in points])
+    squares = np.array(
+        [sum((value - mean) ** 2 for value in point.values) for point, mean in zip(points, means, strict=True)]
+    )
+    if freedom.sum() == 0 or squares.sum() < 1e-12:  # below is rounding: the seeds agree
         return None
+    alone = freedom == 0
+    squares[alone], counted = squares.sum(), np.where(alone, freedom.sum(), freedom)
     generator = np.random.default_rng(seed)
-    spread = np.sqrt(squares / generator.chisquare(freedom, (draws, 1)))
-    return means + spread * generator.standard_normal((draws, len(points))) / np.sqrt(counts)
+    spread = np.sqrt(squares / generator.chisquare(counted, (draws, len(points))))
+    drawn = means + spread * generator.standard_normal(spread.shape) / np.sqrt(freedom + 1)
+    return np.clip(drawn, 0.0, 1.0)
 
 
 def _interval(drawn: Floats) -> tuple[float, float]:

@@ -10,7 +10,7 @@ from lens_train.ablation.figures.pictures import pictures_figure
 from lens_train.ablation.figures.scale import axis_figure, noise_figure
 from lens_train.ablation.figures.training import learning_figure
 from lens_train.ablation.page import Figure, Section
-from lens_train.ablation.sentences import equalised, skill_words, told_break_even, told_factor, verdicts
+from lens_train.ablation.sentences import equalised, skill_words, told_factor, told_noise, verdicts
 from lens_train.ablation.tables import (
     arms_table,
     axis_table,
@@ -22,7 +22,7 @@ from lens_train.ablation.tables import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from lens_train.ablation.findings import Comparison, Findings
     from lens_train.stages.ablation_report.config import AblationReportStageConfig
@@ -51,14 +51,34 @@ def sections_of(findings: Findings, config: AblationReportStageConfig) -> list[S
         *_of_verdicts(findings, config),
         *_of_axes(findings, config, colours),
         *_of_noise(findings, config, colours),
-        *(s for made in [main, *others] for s in _of_ablation(made, config, colours, is_main=made is main)),
+        *_of_ablation(main, config, colours, is_main=True),
+        *_of_others(main, others, config, colours),
     ]
+
+
+def _of_others(
+    main: Comparison, others: Sequence[Comparison], config: AblationReportStageConfig, colours: Mapping[str, str]
+) -> Iterator[Section]:
+    """All of each further ablation; of one that was told of already, what it is against another baseline."""
+    told = [main.ablation]
+    for made in others:
+        # Eight colours are soon gone: each further ablation begins with the first again, in figures of its own.
+        own = colours if made.ablation is main.ablation else colours_of(made.ablation.arms)
+        if made.ablation in told:
+            yield _of_skills(made, own, f"every skill, against {made.baseline}", f"against-{made.baseline}")
+        else:
+            yield from _of_ablation(made, config, own, is_main=False)
+        told.append(made.ablation)
 
 
 def _of_verdicts(findings: Findings, config: AblationReportStageConfig) -> Iterator[Section]:
     if config.headline:
         shown, rest = verdicts(findings, config.headline)
-        yield Section(title="What was shown", points=shown or ["Nothing that was tested."])
+        yield Section(
+            title="What was shown",
+            text="Each difference is tested among all skills of its arm (Holm); intervals stand for themselves.",
+            points=shown or ["Nothing that was tested."],
+        )
         yield Section(title="What was not shown", points=rest or ["Nothing that was tested."])
 
 
@@ -77,13 +97,19 @@ def _of_axes(findings: Findings, config: AblationReportStageConfig, colours: Map
         found = [entry for entry in findings.axes if entry.config is axis]
         long, short = axis.long.name, axis.short.name
         caption = (
-            "Curves: isotonic fits of the means, with 95 % intervals; dots: seeds. The arrow leads from "
-            f"{long} to {short} of the same accuracy."
+            "Curves: isotonic fits of the means, with 95 % intervals from the seeds of every place; dots: "
+            f"seeds. The arrow leads from {long} to {short} of the same accuracy; its number is the mean of all levels."
         )
+        text = (
+            f"How many times the {axis.label} must grow for {short} to be as accurate as {long}, read only at "
+            "accuracies that both reach in the range measured."
+        )
+        if found and found[0].flops and found[0].flops_grow:
+            fewest, most = found[0].flops
+            text += f" Training FLOPs differ along this axis, too: from {fewest:.3g} to {most:.3g}."
         yield Section(
             title=f"What {long} is worth in {axis.label}",
-            text=f"How many times the {axis.label} must grow for {short} to be as accurate as {long}, read only at "
-            "accuracies that both reach in the range measured.",
+            text=text,
             points=[f"{skill_words(entry.skill)}: {told_factor(entry.factor)}" for entry in found],
             tables=[axis_table(found)],
             figures=[
@@ -102,16 +128,17 @@ def _of_noise(findings: Findings, config: AblationReportStageConfig, colours: Ma
         found = [entry for entry in findings.noise if entry.config is noise]
         yield Section(
             title=f"What mistakes cost: {noise.label}",
-            text=f"Where accuracy falls to that of {noise.rival}, its gain is cancelled. The fit never rises, and "
-            "nothing is extrapolated.",
-            points=[f"{skill_words(entry.skill)}: {told_break_even(entry.cancelled)}" for entry in found],
+            text=f"Where accuracy falls to that of {noise.rival}, the gain over it is cancelled. The fit is straight "
+            "between the shares that were measured, it never rises, and nothing is extrapolated.",
+            points=[f"{skill_words(entry.skill)}: {told_noise(entry)}" for entry in found],
             tables=[noise_table(found)],
             figures=[
                 Figure(
                     file=f"noise-{number + 1}.png",
                     png=noise_figure(found, colours),
                     alt=f"Accuracy against the {noise.label}, and the accuracy of {noise.rival}.",
-                    caption="Solid: the fit with its 95 % interval; dots: seeds; dashed: the rival; thin: its seeds.",
+                    caption="Solid: the fit with its 95 % interval, from the seeds of every share; dots: seeds; "
+                    "dashed: the rival; thin: its seeds.",
                 )
             ],
         )
@@ -158,20 +185,24 @@ def _rewritten(made: Comparison) -> Iterator[str]:
         yield f"For {', '.join(arms)}, a rewriter put the request into the words of the captions first."
 
 
-def _of_accuracies(made: Comparison, colours: Mapping[str, str], *, is_main: bool) -> Iterator[Section]:
-    name = made.ablation.name
-    yield Section(
-        title=f"{name}: every skill",
+def _of_skills(made: Comparison, colours: Mapping[str, str], title: str, file: str) -> Section:
+    return Section(
+        title=f"{made.ablation.name}: {title}",
         tables=[skills_table(made)],
         figures=[
             Figure(
-                file=f"{name}-skills.png",
+                file=f"{made.ablation.name}-{file}.png",
                 png=skills_figure(made, colours),
                 alt="Accuracy by skill and arm, and its difference to the baseline; the numbers stand in the table.",
                 caption="Left, hollow: exploratory. Right, filled: p < 0.05 after Holm over the skills.",
             )
         ],
     )
+
+
+def _of_accuracies(made: Comparison, colours: Mapping[str, str], *, is_main: bool) -> Iterator[Section]:
+    name = made.ablation.name
+    yield _of_skills(made, colours, "every skill", "skills")
     yield Section(
         title=f"{name}: asked in every style",
         text="A model may win because its prompts look like its captions. Here all arms answer prompts of all styles.",

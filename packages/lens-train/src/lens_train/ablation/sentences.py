@@ -1,13 +1,15 @@
 """The report's sentences, written by rule from the numbers, in words that do not depend on who is ahead.
 
-A claim needs three seeds on either side and p < 0.05 after Holm; a factor needs three seeds at every place and an
-interval without 1 in it. All else is "not shown", which is not the same as "shown to be nothing".
+A claim needs three seeds on either side and p < 0.05 after Holm; a factor needs three seeds at every place, an interval
+without 1 in it, and levels of accuracy in common that are worth the name; a share of mistakes that cancels a gain needs
+the gain. All else is "not shown", which is not the same as "shown to be nothing".
 """
 
 from __future__ import annotations
 
 import math
 import re
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 from lens_train.ablation.measurements import OWN
@@ -28,30 +30,32 @@ __all__ = [
     "points",
     "probability",
     "skill_words",
+    "times",
     "told_break_even",
     "told_factor",
+    "told_noise",
     "verdicts",
 ]
 
 _SURE = 0.05
 _FEW = "; fewer than three seeds somewhere, exploratory"
+_COMMON = 0.05
+"""Curves that share less than this range of accuracy hardly meet: where they do may be luck."""
 
 
 def verdicts(findings: Findings, skills: Sequence[str]) -> tuple[list[str], list[str]]:
     """What was shown, and what was not: a sentence for each arm and headline skill, factor and kind of noise.
 
-    Arms of further ablations that serve an axis or a noise curve are told of there, unless they have baselines of their
-    own.
+    Arms of further ablations that serve an axis are told of there, unless they have baselines of their own.
     """
     shown: list[str] = []
     rest: list[str] = []
-    serving = {
-        reference for axis in findings.axes for reference in (*axis.config.long.arms, *axis.config.short.arms)
-    } | {reference for noise in findings.noise for reference in noise.config.shares}
-    for number, made in enumerate(findings.comparisons):
+    serving = {reference for axis in findings.axes for reference in (*axis.config.long.arms, *axis.config.short.arms)}
+    for made in findings.comparisons:
+        further = made.ablation is not findings.comparisons[0].ablation
         exploratory = []
         for arm in made.ablation.arms:
-            if number and made.baseline and f"{made.ablation.name}/{arm}" in serving:
+            if further and made.baseline and f"{made.ablation.name}/{arm}" in serving:
                 continue
             results = [r for skill in skills if (r := made.results.get((arm, OWN, skill))) and r.difference]
             if any(not result.claimable for result in results):
@@ -63,11 +67,11 @@ def verdicts(findings: Findings, skills: Sequence[str]) -> tuple[list[str], list
             names = ", ".join(exploratory)
             rest.append(f"{made.ablation.name}: {names}: fewer than three seeds, exploratory; nothing is claimed.")
     for axis in findings.axes:
-        apart = axis.factor.low > 1 or axis.factor.high < 1
+        apart = (axis.factor.low > 1 or axis.factor.high < 1) and not _hardly_meet(axis.factor)
         (shown if apart and _claimable([*axis.long, *axis.short]) else rest).append(_axis(axis))
     for noise in findings.noise:
-        measured = noise.cancelled.low > 0 and noise.cancelled.high <= noise.cancelled.largest
-        (shown if measured and _claimable(noise.points, noise.rival_values) else rest).append(_noise(noise))
+        outlasts = _is_gain(noise) and noise.cancelled.low > 0
+        (shown if outlasts and _claimable(noise.points, noise.rival_values) else rest).append(_noise(noise))
     return shown, rest
 
 
@@ -90,17 +94,17 @@ def equalised(made: Comparison) -> str:
 def told_factor(factor: Factor) -> str:
     """A factor with its interval; a bound where the curves do not meet."""
     if math.isnan(factor.value):
-        return "no factor: accuracy does not grow along the axis"
+        return "no factor: one of the two is not sure to grow along the axis"
     if math.isinf(factor.value):
-        told = f"more than {_times(factor.largest)}"
+        told = f"more than {times(factor.largest)}"
     elif factor.value == 0:
-        told = f"less than {_times(factor.smallest)}"
+        told = f"less than {times(factor.smallest)}"
     else:
-        told = _times(factor.value)
+        told = times(factor.value)
     if math.isnan(factor.low):
         return f"{told} (no interval: one seed a place)"
-    low = f"less than {_times(factor.smallest)}" if factor.low == 0 else _times(factor.low)
-    high = f"more than {_times(factor.largest)}" if math.isinf(factor.high) else _times(factor.high)
+    low = f"less than {times(factor.smallest)}" if factor.low == 0 else times(factor.low)
+    high = f"more than {times(factor.largest)}" if math.isinf(factor.high) else times(factor.high)
     if math.isinf(factor.low) or factor.high == 0:  # nearly all draws lie beyond the range
         return f"{told} (95 % interval beyond that)"
     return f"{told} (95 % interval {low} to {high})"
@@ -109,22 +113,33 @@ def told_factor(factor: Factor) -> str:
 def told_break_even(cancelled: BreakEven) -> str:
     """The share of mistakes that cancels a gain, with its interval; what is not in the range is said to be outside."""
     if cancelled.value == 0:
-        told = "none to begin with"
+        told = "no gain to cancel"
+        if cancelled.high == 0:
+            return told
     elif math.isinf(cancelled.value):
         told = f"not cancelled by {percent(cancelled.largest)} %, the most measured"
     else:
-        told = f"cancelled at {percent(cancelled.value)} %"
+        told = f"cancelled at {_share(cancelled.value)} %"
     if math.isnan(cancelled.low):
         return f"{told} (no interval: one seed a place)"
     if math.isinf(cancelled.low):
         return f"{told} (95 % interval beyond that)"
-    high = f"more than {percent(cancelled.largest)} %" if math.isinf(cancelled.high) else f"{percent(cancelled.high)} %"
-    return f"{told} (95 % interval {percent(cancelled.low)} % to {high})"
+    high = f"more than {percent(cancelled.largest)} %" if math.isinf(cancelled.high) else f"{_share(cancelled.high)} %"
+    return f"{told} (95 % interval {_share(cancelled.low)} % to {high})"
+
+
+def told_noise(noise: Noise) -> str:
+    """What mistakes do to a gain, and whether there is one."""
+    unsure = noise.cancelled.value > 0 and not _is_gain(noise)
+    return told_break_even(noise.cancelled) + ("; the gain itself is not shown" if unsure else "")
 
 
 def in_short(told: str) -> str:
     """A factor or share as a figure has room for it."""
-    return re.sub(r"(, the most measured)? \(95 % interval (.*)\)$", r", 95 %: \2", told)
+    told = re.sub(r"(, the most measured)? \(95 % interval (.*)\)", r", 95 %: \2", told)
+    for long, short in (("the gain itself is", "gain"), ("more than", ">"), ("less than", "<")):
+        told = told.replace(long, short)
+    return told
 
 
 def percent(share: float) -> str:
@@ -141,6 +156,12 @@ def points(difference: Difference, *, unit: str = "") -> str:
 def probability(p: float) -> str:
     """A p value, to the digits that mean something."""
     return "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
+
+
+def times(factor: float) -> str:
+    """A factor, to the digits that mean something: 1.04 must not read as 1.0."""
+    digits = 2 if factor < 2 else 1 if factor < 10 else 0
+    return f"{factor:.{digits}f}×"
 
 
 def skill_words(skill: str) -> str:
@@ -174,9 +195,17 @@ def _axis(axis: Axis) -> str:
     told = f"{about}: {long} is worth {told_factor(factor)} in {axis.config.label} of {short}"
     if math.isnan(factor.value):
         return f"{about}: {told_factor(factor)}."
+    if axis.flops_grow:
+        told += ", and of the training FLOPs that grow with them"
     if factor.levels:
         told += f", read between {percent(factor.levels[0])} and {percent(factor.levels[1])} % accuracy"
-    if factor.low <= 1 <= factor.high:
+        tops = {name: fmean(side[-1].values) for name, side in ((long, axis.long), (short, axis.short))}
+        further = max(tops, key=tops.__getitem__)
+        if tops[further] > factor.levels[1] + _COMMON:
+            told += f"; {further} goes on to {percent(tops[further])} %"
+    if _hardly_meet(factor):
+        told += "; they share too little to claim anything"
+    elif factor.low <= 1 <= factor.high:
         told += "; the interval has 1 in it, so no worth is shown"
     if not _claimable([*axis.long, *axis.short]):
         told += _FEW
@@ -185,12 +214,21 @@ def _axis(axis: Axis) -> str:
 
 def _noise(noise: Noise) -> str:
     about = f"{noise.config.label}, {skill_words(noise.skill)}"
-    few = "" if _claimable(noise.points, noise.rival_values) else _FEW
-    return f"{about}: the gain of {noise.clean} over {noise.rival} is {told_break_even(noise.cancelled)}{few}."
+    told = f"{about}, the gain of {noise.clean} over {noise.rival}: {told_noise(noise)}"
+    return told + ("" if _claimable(noise.points, noise.rival_values) else _FEW) + "."
 
 
-def _times(factor: float) -> str:
-    return f"{factor:.1f}×" if factor < 10 else f"{factor:.0f}×"
+def _is_gain(noise: Noise) -> bool:
+    return noise.gain.value > 0 and noise.gain_p is not None and noise.gain_p < _SURE
+
+
+def _hardly_meet(factor: Factor) -> bool:
+    return factor.levels is not None and factor.levels[1] - factor.levels[0] < _COMMON
+
+
+def _share(share: float) -> str:
+    """A share of mistakes in per cent: those that matter are small."""
+    return f"{100 * share:.1f}" if 0 < share < 0.1 else percent(share)
 
 
 def _signed(number: float) -> str:

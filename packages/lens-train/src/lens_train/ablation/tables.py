@@ -21,32 +21,33 @@ __all__ = ["arms_table", "axis_table", "cost_table", "distance_table", "noise_ta
 _NONE = "–"
 _READ = (
     "Accuracy in %, differences in points: means over seeds with 95 % t intervals. † fewer than three seeds: "
-    "exploratory. ‡ no spread between seeds: Wilson's interval over prompts. p: Welch's test over seeds, two-sided, by "
-    "Holm over an arm's skills."
+    "exploratory; intervals of a single one are over prompts, without the luck of seeds. ‡ no spread between seeds: "
+    "Wilson's interval over prompts. p: Welch's test over seeds, two-sided, by Holm over an arm's skills."
 )
 
 
 def arms_table(made: Comparison, skills: Sequence[str]) -> Table:
     """Every arm on a line: what it was told, what it cost, how it fared, and the difference that made."""
-    head = ["arm", "seeds", "words", "bits", "TFLOP"]
+    head = ["arm", "seeds", "words", "attributes", "bits", "TFLOP"]
     for skill in skills:
         head += [skill_words(skill), _against(made), "p"]
     rows = []
     for arm in made.ablation.arms:
         found = [made.results.get((arm, OWN, skill)) for skill in skills]
-        words, bits = (made.ablation.known(arm, metric) for metric in ("caption_words", "caption_bits"))
+        said = [made.ablation.known(arm, f"caption_{what}") for what in ("words", "attributes", "bits")]
         flops = made.ablation.known(arm, "training_flops")
         row = [
             _name(made, arm),
             str(made.ablation.runs(arm)),
-            _NONE if words is None else f"{words:.1f}",
-            _NONE if bits is None else f"{bits:.1f}",
+            *(_NONE if number is None else f"{number:.1f}" for number in said),
             _NONE if flops is None else f"{flops / 1e12:.4g}",
         ]
         for result in found:
             row += [_accuracy(result), *_difference(result)]
         rows.append(row)
-    caption = "Words and bits of a caption" + (f"; each arm asked in its own style. {_READ}" if skills else ".")
+    caption = "Words, attributes and bits of a caption (bits of those that describe a possible scene)" + (
+        f"; each arm asked in its own style. {_READ}" if skills else "."
+    )
     return Table(caption=caption, head=head, rows=rows)
 
 

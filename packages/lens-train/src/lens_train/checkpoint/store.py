@@ -8,6 +8,7 @@
     meta = store.load_latest(state)    # None: there is nothing to go on from
     store.save(1200, state, meta)      # copies the tensors, returns, and writes them in a thread
     store.wait()                       # before leaving
+    store.hand_over(kept)              # when training is done: this folder goes with the stage's state
 
 A save is one operation of all ranks. When all of them have written, one of them renames the folder and then the
 pointer; so a kill, or a full disk, leaves the checkpoint before it in place. All ranks must see the same folder.
@@ -15,6 +16,7 @@ pointer; so a kill, or a full disk, leaves the checkpoint before it in place. Al
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import warnings
@@ -93,6 +95,10 @@ class CheckpointStore:
         self._pending = (step, saving)  # type: ignore[assignment]
         self._newest = step
 
+    def keeps(self, step: int) -> bool:
+        """Whether a checkpoint of this step is kept for good."""
+        return self.keep_every is not None and step % self.keep_every == 0
+
     def wait(self) -> None:
         """Until the last save is on the disk.
 
@@ -112,6 +118,23 @@ class CheckpointStore:
             self._newest, latest = None, self.latest()
             rest = f"{latest.name} is intact" if latest else "there is none before it"
             raise StorageError(f"the checkpoint of step {step} is not saved: {cause}; {rest}") from error
+
+    def hand_over(self, folder: Path) -> None:
+        """Put what is kept for good where it outlives the state; only one rank calls this.
+
+        By links, so that the state stays whole for a run that is killed before its stage is done.
+
+        Args:
+            folder: for these checkpoints alone; what lies there is replaced.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        with writing(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+            for checkpoint in self.folder.glob("step-*"):
+                if self.keeps(_step(checkpoint)):
+                    shutil.copytree(checkpoint, folder / checkpoint.name, copy_function=_link)
 
     @contextmanager
     def beside(self) -> Iterator[None]:
@@ -176,6 +199,7 @@ class CheckpointStore:
         except CheckpointException as error:
             raise _told(error) or error from None
         state.quantise(tensors)
+        self._newest = _step(folder)  # a save of it anew would take it away for a while
         return description.meta
 
     def _commit(self, partial: Path, step: int) -> None:
@@ -188,9 +212,9 @@ class CheckpointStore:
             temporary = pointer.with_suffix(".tmp")
             temporary.write_text(final.name + "\n", encoding="utf-8")
             temporary.replace(pointer)
-        steps = sorted(int(path.name.removeprefix("step-")) for path in self.folder.glob("step-*"))
+        steps = sorted(_step(path) for path in self.folder.glob("step-*"))
         for old in steps[: -self.keep_last]:
-            if old != step and not (self.keep_every and old % self.keep_every == 0):
+            if old != step and not self.keeps(old):
                 self._remove(self.folder / _name(old))
 
     def _remove(self, checkpoint: Path) -> None:
@@ -231,3 +255,14 @@ def _quiet_alone() -> None:
 
 def _name(step: int) -> str:
     return f"step-{step:08d}"
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step-"))
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a mounted drive may have no links
+        shutil.copy(source, target)

@@ -17,8 +17,8 @@ __all__ = ["identity"]
 
 
 def identity(autoencoder: Autoencoder) -> str:
-    """sha256 (hex) of an autoencoder's settings and weights; where its files lie does not matter."""
-    settings = autoencoder.config.model_dump(mode="json", exclude={"path"})
+    """sha256 (hex) of an autoencoder's settings and weights; where its files lie, and how it decodes, do not matter."""
+    settings = autoencoder.config.model_dump(mode="json", exclude={"path", "tile"})
     digest = hashlib.sha256(config_hash(settings).encode())
     if isinstance(autoencoder, nn.Module):
         for name, tensor in sorted(autoencoder.state_dict().items()):

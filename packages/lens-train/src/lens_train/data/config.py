@@ -25,7 +25,9 @@ ImageSizeField = Annotated[
 class DataConfig(Config):
     """How images and captions reach the loop."""
 
-    workers: int = Field(0, ge=0, le=256, description="Processes of each rank that read and decode; 0: none.")
+    workers: int = Field(
+        0, ge=0, le=256, description="Processes of each rank that read and decode what is not in memory; 0: none."
+    )
     memory_gb: float = Field(
         4.0,
         ge=0,
@@ -34,4 +36,6 @@ class DataConfig(Config):
     text_cache_gb: float = Field(
         0.0, ge=0, description="Memory for the features of a text encoder that is not trained."
     )
-    max_bad_samples: int = Field(100, ge=0, description="Unreadable samples that are passed over before the run ends.")
+    max_bad_samples: int = Field(
+        100, ge=0, description="How many samples, each counted once, are passed over as unreadable before the run ends."
+    )

@@ -10,32 +10,32 @@ from lens_core.errors import ConfigError
 from lens_train.planning.permutation import key_of, lots
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from numpy.typing import NDArray
 
     from lens_train.watch.config import ValidationConfig
 
 __all__ = ["held_out"]
 
 
-def held_out(keys: Sequence[str], config: ValidationConfig, seed: int) -> set[str]:
-    """The keys that are held out: those with a lot below the share, the lowest first where there are too many.
+def held_out(words_N: NDArray[np.uint64], config: ValidationConfig, seed: int) -> NDArray[np.bool_]:
+    """Whether each image is: those with a lot below the share, the lowest first where there are too many.
 
     Args:
-        keys: sha256 (hex) of every image.
+        words_N: the first eight bytes of every image's key.
         config: how many.
         seed: the run's seed.
 
     Raises:
         ConfigError: none are, or none are left to train on.
     """
-    different = sorted(set(keys))
-    own_lots = lots(np.array([int(key[:16], 16) for key in different], dtype=np.uint64), key_of("validation", seed))
-    lowest = np.argsort(own_lots, kind="stable")[: config.max_samples]
-    held = {different[place] for place in lowest if own_lots[place] < config.share}
-    if not held or len(held) == len(different):
+    lots_N = lots(words_N, key_of("validation", seed))
+    held_N: NDArray[np.bool_] = lots_N < config.share
+    if held_N.sum() > config.max_samples:
+        held_N &= lots_N <= np.partition(lots_N, config.max_samples - 1)[config.max_samples - 1]
+    if not held_N.any() or held_N.all():
         raise ConfigError(
-            f"{config.share:g} of {len(different)} images holds out {len(held)}; choose a share that holds out some "
+            f"{config.share:g} of {len(held_N)} images holds out {held_N.sum()}; choose a share that holds out some "
             "and leaves some to train on",
             key="watch.validation.share",
         )
-    return held
+    return held_N

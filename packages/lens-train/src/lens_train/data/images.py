@@ -7,7 +7,7 @@ tokens, C channels.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
 
 import numpy as np
 import torch
@@ -20,12 +20,22 @@ from lens_core.storage import urls
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from lens_train.data.training_set import Stored
     from lens_train.planning.manifest import Manifest
 
-__all__ = ["ImageSource", "MemoryImages", "StoredImages", "StoredLatents"]
+__all__ = ["ImageSource", "MemoryImages", "Stored", "StoredImages", "StoredLatents"]
 
 _AT_ONCE = 256
+
+
+class Stored(NamedTuple):
+    """Where the bytes of an image are: `shard` is a URL, height and width are those that it is trained at."""
+
+    key: str
+    shard: str
+    offset: int
+    size: int
+    height: int
+    width: int
 
 
 class ImageSource(Protocol):
@@ -106,12 +116,11 @@ class MemoryImages:
         self._in_order: list[Tensor | str] = []
 
     @classmethod
-    def decode(cls, stored: Sequence[Stored], shards: Mapping[str, str], on_image: Callable[[int, int], None]) -> Self:
+    def decode(cls, stored: Sequence[Stored], on_image: Callable[[int, int], None]) -> Self:
         """Read and decode; what cannot be is left out.
 
         Args:
             stored: the images.
-            shards: the URL of each shard.
             on_image: called with (images done, images in all).
 
         Raises:
@@ -120,17 +129,17 @@ class MemoryImages:
         images: dict[str, Tensor] = {}
         for begin in range(0, len(stored), _AT_ONCE):
             some = stored[begin : begin + _AT_ONCE]
-            read = urls.read_ranges([(shards[one.shard], one.offset, one.size) for one in some])
+            read = urls.read_ranges([(one.shard, one.offset, one.size) for one in some])
             for one, data in zip(some, read, strict=True):
                 if isinstance(data, StorageError):
                     raise data
                 if len(data) != one.size:
-                    where = f"{shards[one.shard]}: the shard ends within image {one.key}"
+                    where = f"{one.shard}: the shard ends within image {one.key}"
                     raise StorageError(f"{where} ({len(data)} of {one.size} bytes); make its stage again")
                 try:
                     images[one.key] = _decoded(data, one.height, one.width)
                 except ImageError:
-                    continue  # told as a number: `ingest` without the filter `decodable` lets such images through
+                    continue  # `ingest` without the filter `decodable` lets such images through
             on_image(min(begin + _AT_ONCE, len(stored)), len(stored))
         return cls(images)
 

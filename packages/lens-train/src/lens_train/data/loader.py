@@ -6,7 +6,9 @@ nothing here has a state to save.
 
 from __future__ import annotations
 
+import atexit
 import math
+import os
 import signal
 import time
 from dataclasses import dataclass
@@ -63,7 +65,7 @@ class PackLoader:
             num_workers=workers,
             prefetch_factor=ahead if workers else None,
             collate_fn=_as_it_is,
-            worker_init_fn=_deaf_to_signals,
+            worker_init_fn=_live_and_end_with_the_rank,
         )
         self._packs: Any = iter(loader)
         self._workers = workers
@@ -133,7 +135,12 @@ def _as_it_is(pack: Any) -> Any:
     return pack
 
 
-def _deaf_to_signals(worker: int) -> None:
-    """Torchrun, a scheduler and Ctrl-C signal the whole group: the rank saves first, and then ends its workers."""
+def _live_and_end_with_the_rank(worker: int) -> None:
+    """Torchrun, a scheduler and Ctrl-C signal the whole group: the rank saves first, and then ends its workers.
+
+    A worker that was not forked ends as a forked one does, without taking its interpreter down: the thread that still
+    copies a pack to shared memory would abort the process, and the rank would take that for a failure of its own.
+    """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    atexit.register(os._exit, 0)

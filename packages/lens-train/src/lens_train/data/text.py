@@ -55,9 +55,11 @@ class Captions:
         if self.encoder.trainable or not self.cache_bytes:
             return self._encode(ids, device)
         new = [n for n, text in enumerate(texts) if text not in self._features and texts.index(text) == n]
-        made = self._encode([ids[n] for n in new], device)
-        pieces = zip(*(layer.split([len(ids[n]) for n in new]) for layer in made), strict=True)
-        fresh = {texts[n]: list(piece) for n, piece in zip(new, pieces, strict=True)}
+        fresh: dict[str, list[Tensor]] = {}
+        if new:
+            made = self._encode([ids[n] for n in new], device)
+            pieces = zip(*(layer.split([len(ids[n]) for n in new]) for layer in made), strict=True)
+            fresh = {texts[n]: list(piece) for n, piece in zip(new, pieces, strict=True)}
         found = [fresh.get(text) or self._known(text) for text in texts]
         for text, layers in fresh.items():
             self._keep(text, layers)

@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lens_core.diffusion.flops import denoiser_flops
+from lens_core.errors import ConfigError
 from lens_core.storage import urls
 from lens_train.estimate.memory import activation_bytes, reached_parameters, state_bytes
 from lens_train.methods.adapters import add_adapters
 from lens_train.methods.config import LoraMethod
+from lens_train.planning.buckets import closest
 from lens_train.stages.train.config import TrainStageConfig
 from lens_train.watch.flops import count_flops
 
@@ -84,6 +86,9 @@ def plan_stages(
         mfu: share of it that the model's FLOPs reach.
         text_tokens: of a caption, in the mean.
         side: of images that keep their own size, in the mean.
+
+    Raises:
+        ConfigError: a stage trains another model than Lens's own.
     """
     plans: list[StagePlan] = []
     made: dict[str, tuple[dict[str, Any], int]] = {}
@@ -125,7 +130,8 @@ def _plan(
     mean_flops = sum(share * costs[base] for base, share in shares.items())
     batch = config.batch
     if batch.buckets:
-        per_pack = 1 / sum(share / batch.buckets[base] for base, share in shares.items())
+        batches = {base: batch.buckets[closest(batch.buckets, base * base)] for base in shares}
+        per_pack = 1 / sum(share / batches[base] for base, share in shares.items())
     elif batch.samples:
         per_pack = float(batch.samples)
     else:
@@ -201,6 +207,10 @@ def _architecture(
             return fields, _grid(registry.parse("autoencoders", settings), registry)[1]
         notes.append(f"{config.start} is not here: a model of the released architecture")
         return _released(), 16
+    if config.model.type != "lens":
+        raise ConfigError(
+            f"lens plan knows the model 'lens' only, not {config.model.type!r}", key=f"stages.{config.name}.model"
+        )
     channels, stride = _grid(config.autoencoder, registry)
     width, layers = _features(config.text_encoder, notes)
     fields = {key: value for key, value in config.model.architecture().items()}  # type: ignore[attr-defined]

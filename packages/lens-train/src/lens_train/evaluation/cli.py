@@ -18,7 +18,7 @@ def evaluate(
     prompts: Annotated[str | None, typer.Option(help="The suite's file of prompts.")] = None,
     detector: Annotated[str | None, typer.Option(help="geneval: folder of an object detector.")] = None,
     clip: Annotated[str | None, typer.Option(help="geneval: folder of a CLIP, for colours.")] = None,
-    endpoint: Annotated[str | None, typer.Option(help="dpg: who answers questions; the URL up to /v1.")] = None,
+    base_url: Annotated[str | None, typer.Option(help="dpg: who answers questions; the URL up to /v1.")] = None,
     judge: Annotated[str | None, typer.Option(help="dpg: the vision model's name at the endpoint.")] = None,
     samples: Annotated[int | None, typer.Option(min=1, help="Pictures of each prompt.")] = None,
     per_skill: Annotated[int | None, typer.Option(min=1, help="Prompts of each skill.")] = None,
@@ -26,7 +26,12 @@ def evaluate(
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any other setting of the suite.")
     ] = None,
-    out: Annotated[str, typer.Option(help="The folder for scores, answers and sheets.")] = "evaluation",
+    rewriter: Annotated[
+        str | None, typer.Option(help="Rewrites what the model is given: one without settings, such as scene-expander.")
+    ] = None,
+    output: Annotated[
+        str, typer.Option("-o", "--output", help="The folder for scores, answers and sheets.")
+    ] = "evaluation",
     seed: Annotated[int, typer.Option(min=0, help="Of the noise.")] = 0,
     steps: Annotated[int | None, typer.Option(min=1, max=1000, help="Sampler steps; default: the model's.")] = None,
     guidance: Annotated[float | None, typer.Option(min=0, max=100, help="Classifier-free guidance; 1: off.")] = None,
@@ -43,7 +48,7 @@ def evaluate(
         "--prompts": prompts,
         "--detector": detector,
         "--clip": clip,
-        "--endpoint": endpoint,
+        "--base-url": base_url,
         "--judge": judge,
         "--samples": samples,
         "--per-skill": per_skill,
@@ -54,7 +59,8 @@ def evaluate(
         suite=suite,
         options={name: value for name, value in options.items() if value is not None},
         settings=set_ or [],
-        out=out,
+        rewriter=rewriter,
+        output=output,
         seed=seed,
         steps=steps,
         guidance=guidance,

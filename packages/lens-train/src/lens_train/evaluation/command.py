@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lens_core.config.checked import checked
+from lens_core.config.checked import checked, checked_component
 from lens_core.config.overrides import apply_override
 from lens_core.config.yaml import MarkedYaml
 from lens_core.diffusion.device import pick_device, pick_dtype
@@ -15,7 +15,8 @@ from lens_core.errors import ArtifactError, ConfigError
 from lens_core.pipeline.progress import Progress
 from lens_core.registry import load_registry
 from lens_core.storage.artifacts import OutputFolder, load_artifact
-from lens_train.evaluation.measure import Examinee, measure, pictures_of
+from lens_train.evaluation.measure import Examinee, measure, num_pictures
+from lens_train.evaluation.rewriting import rewrite, texts_of
 from lens_train.evaluation.table import print_scores
 from lens_train.stages.evaluate.stage import own_style
 
@@ -30,7 +31,7 @@ __all__ = ["evaluate_model", "suite_config"]
 _SUITES = {"dpg-style": "dpg"}
 """Other spellings."""
 
-_SETTINGS = {"--judge": "model", "--per-skill": "prompts_per_skill"}
+_SETTINGS = {"--base-url": "base_url", "--judge": "model", "--per-skill": "prompts_per_skill"}
 """Settings of evaluators that the option calls otherwise."""
 
 
@@ -40,7 +41,8 @@ def evaluate_model(
     suite: str,
     options: Mapping[str, Any],
     settings: Sequence[str],
-    out: str,
+    rewriter: str | None,
+    output: str,
     seed: int,
     steps: int | None,
     guidance: float | None,
@@ -50,35 +52,42 @@ def evaluate_model(
     """Draw, judge, write, print.
 
     Raises:
-        LensError: a model, suite, option, file or device that cannot be used.
+        LensError: a model, suite, option, rewriter, file or device that cannot be used.
     """
     registry = load_registry()
     where, number_format = pick_device(device), pick_dtype(dtype)
     config = suite_config(suite, options, settings, registry, device=device)
     evaluator = registry.build("evaluators", config)
+    by = checked_component("rewriters", rewriter, registry) if rewriter else None
     name, style = _who(model)
     examinee = Examinee(
         name=name,
         load=lambda: load_model_folder(model, registry=registry, dtype=number_format).to(where),
         own_style=style,
     )
+    tasks, rewriting = evaluator.tasks(), None
     progress = Progress()
     progress.open("evaluate")
-    progress.start(pictures_of(evaluator.tasks()), "pictures judged")
     try:
+        if by:
+            texts = texts_of(tasks)
+            progress.start(len(texts), "prompts rewritten")
+            rewriting = rewrite(texts, by, registry, seed=seed, on_text=progress.update)
+        progress.start(num_pictures(tasks), "pictures judged")
         with tempfile.TemporaryDirectory() as scratch:
             scores = measure(
                 [examinee],
                 evaluator,
-                OutputFolder(out, Path(scratch)),
+                OutputFolder(output, Path(scratch)),
                 seed=seed,
                 steps=steps,
                 guidance=guidance,
+                rewriting=rewriting,
                 on_picture=progress.update,
             )
     finally:
         progress.close("stage-end")
-    print_scores(scores, suite=config.type, out=out)
+    print_scores(scores, suite=config.type, output=output)
 
 
 def suite_config(

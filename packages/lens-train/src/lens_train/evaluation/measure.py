@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from lens_core.contracts import verdicts
 from lens_core.diffusion.text_to_image import Request, generate
+from lens_train.evaluation.rewriting import texts_of
 from lens_train.evaluation.scores import Answer, scores_of
 from lens_train.evaluation.sheet import Sheet
 
@@ -26,13 +27,14 @@ if TYPE_CHECKING:
     from lens_core.contracts import EvalTask, Evaluator
     from lens_core.diffusion.loaded_model import LoadedModel
     from lens_core.storage.artifacts import OutputFolder
+    from lens_train.evaluation.rewriting import Rewriting
 
-__all__ = ["ANSWERS", "SCORES", "Examinee", "measure", "pictures_of"]
+__all__ = ["ANSWERS", "SCORES", "Examinee", "measure", "num_pictures"]
 
 SCORES = "scores.json"
 ANSWERS = "answers.parquet"
 _AT_ONCE = 64
-_COLUMNS = ("model", "style", "skill", "task", "prompt", "correct")
+_COLUMNS = ("model", "style", "skill", "task", "prompt", "given", "correct")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +52,7 @@ class Examinee:
     own_style: str | None = None
 
 
-def pictures_of(tasks: Sequence[EvalTask]) -> int:
+def num_pictures(tasks: Sequence[EvalTask]) -> int:
     """How many pictures a model draws for them."""
     return sum(len(task.prompts) for task in tasks)
 
@@ -64,6 +66,7 @@ def measure(
     steps: int | None = None,
     sampler: ComponentConfig | None = None,
     guidance: float | None = None,
+    rewriting: Rewriting | None = None,
     on_picture: Callable[[int], None] = lambda done: None,
 ) -> dict[str, Any]:
     """Ask, draw, judge, count; leaves `scores.json`, `answers.parquet` and the sheets.
@@ -76,6 +79,7 @@ def measure(
         steps: sampler steps; None takes the model's.
         sampler: None takes the model's.
         guidance: None takes the model's.
+        rewriting: what models are given instead; judged is what was asked.
         on_picture: called with the number of pictures drawn so far.
 
     Returns:
@@ -84,6 +88,7 @@ def measure(
     tasks = evaluator.tasks()
     styles = list(dict.fromkeys(style for task in tasks for style in task.prompts))
     skills = list(dict.fromkeys(skill for task in tasks for skill in task.skills))
+    given = rewriting.texts if rewriting else {text: text for text in texts_of(tasks)}
     answers: list[Answer] = []
     done = 0
     for examinee in examinees:
@@ -96,15 +101,15 @@ def measure(
                 some = asked[first : first + _AT_ONCE]
                 images = generate(
                     model,
-                    [_request(task, style, model, seed=seed, index=number) for number, task in some],
+                    [_request(task, given[task.prompts[style]], model, seed=seed, index=n) for n, task in some],
                     sampler=chosen,
                     guidance=guidance,
                     on_batch=lambda count, done=done: on_picture(done + count),  # type: ignore[misc]
                 )
                 done += len(images)
                 for (_, task), image in zip(some, images, strict=True):
-                    given = verdicts(task, evaluator.score(task, image))
-                    sheet.add(image, given)
+                    judged = verdicts(task, evaluator.score(task, image))
+                    sheet.add(image, judged)
                     answers += [
                         Answer(
                             model=examinee.name,
@@ -112,9 +117,10 @@ def measure(
                             skill=skill,
                             task=task.id,
                             prompt=task.prompts[style],
+                            given=given[task.prompts[style]],
                             correct=correct,
                         )
-                        for skill, correct in given
+                        for skill, correct in judged
                     ]
             output.write_bytes(f"sheets/{examinee.name}-{style}.png", sheet.png())
         del model  # before the next one is loaded
@@ -125,6 +131,8 @@ def measure(
         "format_version": 1,
         "interval": "Wilson 95 % over prompts",
         "training_seeds": 1,
+        "rewriter": rewriting.by.model_dump(mode="json") if rewriting else None,
+        "rewritten": {style: rewriting.changed(_asked(tasks, style)) if rewriting else 0 for style in styles},
         "skills": skills,
         "styles": styles,
         "models": [{"name": examinee.name, "own_style": examinee.own_style} for examinee in examinees],
@@ -134,8 +142,10 @@ def measure(
     return scores
 
 
-def _request(task: EvalTask, style: str, model: LoadedModel, *, seed: int, index: int) -> Request:
+def _asked(tasks: Sequence[EvalTask], style: str) -> set[str]:
+    return {task.prompts[style] for task in tasks if style in task.prompts}
+
+
+def _request(task: EvalTask, prompt: str, model: LoadedModel, *, seed: int, index: int) -> Request:
     height, width = model.image_size
-    return Request(
-        prompt=task.prompts[style], height=task.height or height, width=task.width or width, seed=seed, index=index
-    )
+    return Request(prompt=prompt, height=task.height or height, width=task.width or width, seed=seed, index=index)

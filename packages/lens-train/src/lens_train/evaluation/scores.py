@@ -27,13 +27,14 @@ Cluster = tuple[int, int]
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """A verdict on a picture of a prompt."""
+    """A verdict on a picture of a prompt; `given` is what the model was told, which a rewriter may have written."""
 
     model: str
     style: str
     skill: str
     task: str
     prompt: str
+    given: str
     correct: bool
 
 

@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 __all__ = ["print_scores"]
 
 
-def print_scores(scores: Mapping[str, Any], *, suite: str, out: str) -> None:
+def print_scores(scores: Mapping[str, Any], *, suite: str, output: str) -> None:
     """Print a table: a row for each skill and mean, for each prompt style a column with the share and its interval.
 
     Args:
         scores: what `measure` returned, of one model.
         suite: what was asked.
-        out: where the files are.
+        output: where the files are.
     """
     console = Console(highlight=False, markup=False, emoji=False, width=None if Console().is_terminal else 160)
     (model,) = scores["models"]
@@ -39,12 +39,14 @@ def print_scores(scores: Mapping[str, Any], *, suite: str, out: str) -> None:
     ]
     for name, entries in rows:
         table.add_row(name, *(text for entry in entries for text in _cell(entry)))
-    console.print(f"{model['name']}: {suite}", soft_wrap=True)
+    by = scores["rewriter"]
+    changed = f", of which {by['type']} rewrote {sum(scores['rewritten'].values()):,} texts" if by else ""
+    console.print(f"{model['name']}: {suite}{changed}", soft_wrap=True)
     console.print(table, soft_wrap=True)
     console.print(
         "in brackets: 95 % over prompts, for this one model; training it again would add to that", soft_wrap=True
     )
-    console.print(f"scores, answers and sheets: {out}", soft_wrap=True)
+    console.print(f"scores, answers and sheets: {output}", soft_wrap=True)
 
 
 def _of(entries: list[dict[str, Any]], style: str, key: str, value: str) -> dict[str, Any] | None:

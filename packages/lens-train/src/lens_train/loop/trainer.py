@@ -10,6 +10,7 @@ Suffixes: N image tokens of a pack, C channels, G samples.
 from __future__ import annotations
 
 import math
+import platform
 import time
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from lens_core import __version__
 from lens_core.diffusion.prediction import target_velocity, to_velocity
 from lens_core.diffusion.ragged import RaggedBatch
 from lens_core.errors import LensError, Stopped
@@ -30,7 +32,6 @@ from lens_train.optim.build import Optimizers, learning_rate_factor
 from lens_train.optim.ema import Ema
 from lens_train.parallel.fixed_size import pad_to
 from lens_train.parallel.shard import clip_gradients, forget_gathered, sync_gradients
-from lens_train.watch.flops import recomputed_flops
 from lens_train.watch.groups import WeightGroups
 from lens_train.watch.profiler import Profiler
 from lens_train.watch.sinks import open_sinks
@@ -38,7 +39,7 @@ from lens_train.watch.speed import Speed
 from lens_train.watch.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from lens_core.config.prediction import PredictionConfig
@@ -61,8 +62,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Counters", "Trainer"]
 
-MAX_SKIPPED_IN_A_ROW = 10
-
 
 @dataclass
 class Counters:
@@ -77,6 +76,7 @@ class Counters:
     skipped: int = 0
     skipped_in_a_row: int = 0
     bad_samples: int = 0
+    unreadable: list[str] = field(default_factory=list)
     executed_flops: float = 0.0
     padding_tokens: int = 0
 
@@ -107,11 +107,12 @@ class Trainer:
         trainable_only: leave what is frozen out of the state: a base model under adapters is where it came from.
         folder: where metrics and curves lie.
         watch: what is measured.
+        settings: the stage's, for trackers to show and checkpoints to keep.
         seed: of everything random.
         save_every_s: seconds between saves.
-        max_bad_samples: how many unreadable samples are passed over before the run ends.
+        max_bad_samples: how many samples may be unreadable, each counted once.
         fixed_size: pad packs to the plan's capacity.
-        recomputes: whether the backward pass computes the blocks of a Lens denoiser again.
+        recomputed_flops: of what the backward pass computes again of the denoiser; None if that is nothing, or unknown.
         terms: what is minimised besides, sharded like the denoiser.
         watchers: who looks at the averaged weights now and then.
     """
@@ -141,8 +142,9 @@ class Trainer:
     max_bad_samples: int
     trainable_only: bool = False
     fixed_size: bool = False
-    recomputes: bool = False
+    recomputed_flops: Callable[[Sequence[int], Sequence[int]], float] | None = None
     terms: Sequence[Term] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
     watchers: list[Watcher] = field(default_factory=list)
     counters: Counters = field(default_factory=Counters)
 
@@ -183,24 +185,27 @@ class Trainer:
             closing.callback(loader.close)
             writers = self._writers(closing)
             profiler = closing.enter_context(Profiler(self.watch.profile, self.folder, self.world))
+            began = time.monotonic()
             while self._allowed(next_flops):
-                started = time.monotonic()
                 profiler.begin(c.step + 1)
                 packs = [next(loader) for _ in range(self._own_packs)]
                 with self.world.watching(f"step {c.step + 1}"):
                     record = self.train_step(packs, progress)
                     now = time.monotonic()
-                    took, unsaved, stop = self._agree(now - started, now - saved_at, stop=progress.stop_asked)
+                    took, unsaved, stop = self._agree(now - began, now - saved_at, stop=progress.stop_asked)
+                began = now  # what is written down and saved until the next step counts as training, a look does not
                 profiler.end(c.step)
                 next_flops = self._planned_flops()
                 c.seconds += took
                 progress.update(self._share() * total / scale, **self._shown(record))
                 last = not self._allowed(next_flops)
                 with self.store.beside():
+                    looked_at = time.monotonic()
                     seen = self._look(last=last)
+                    began += time.monotonic() - looked_at
                     if seen or last or self._is_logged(c.step):
                         self._log(record | speed.take() | seen, writers)
-                if stop or unsaved > self.save_every_s:
+                if stop or unsaved > self.save_every_s or self.store.keeps(c.step):
                     self._save()  # what the state counts as done is written down by now
                     saved_at = time.monotonic()
                 if stop:
@@ -238,7 +243,7 @@ class Trainer:
         batches = [self.assemble(pack) for pack in packs]
         weight, bad = self._sum([sum(float(self._weights(b).sum()) for b in batches), sum(len(p.bad) for p in packs)])
         if bad:
-            self._pass_over(round(bad), [line for pack in packs for line in pack.bad], progress)
+            self._pass_over(self.world.gather([line for pack in packs for line in pack.bad]), progress)
         losses: list[dict[str, Tensor]] = []
         for number, batch in enumerate(batches):
             sync_gradients(self.modules.values(), number == len(batches) - 1)
@@ -326,11 +331,18 @@ class Trainer:
 
     def _extra_flops(self, batch: Batch) -> float:
         """What is carried out beyond what the model needs: for padding, and for what checkpointing computes again."""
+        images, texts, extra = batch.image_offsets.diff().tolist(), batch.text_offsets.diff().tolist(), 0.0
         image, text = self._room(batch)
-        extra = self.flops([image], [text]) if image or text else 0.0
-        if self.recomputes:
-            images, texts = batch.image_offsets.diff().tolist(), batch.text_offsets.diff().tolist()
-            extra += recomputed_flops(self.transformer.config, [*images, image], [*texts, text])
+        if image or text:
+            # By difference, since what a step costs whatever is in it comes once, as a DoRA's lengths do; and without
+            # the text encoder, which is done before anything is padded.
+            padded = [*images, image], [*texts, text]
+            extra = self.flops(*padded) - self.flops(images, texts)
+            if self.captions.encoder.trainable:
+                extra -= self.captions.encoder.training_flops([text])
+            images, texts = padded
+        if self.recomputed_flops:
+            extra += self.recomputed_flops(images, texts)
         return extra
 
     def _weights(self, batch: Batch) -> Tensor:
@@ -373,24 +385,28 @@ class Trainer:
         c.padding_tokens += round(padding)
         c.skipped += not finite
         c.skipped_in_a_row = 0 if finite else c.skipped_in_a_row + 1
-        if c.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
+        if (bad := c.skipped_in_a_row) >= self.optimizer.max_skipped:
+            where = f"{bad} steps in a row (step {c.step})" if bad > 1 else f"step {c.step}"
             raise LensError(
-                f"the loss or its gradient was not finite in {MAX_SKIPPED_IN_A_ROW} steps in a row (step {c.step}); "
-                "lower the learning rate"
+                f"the loss or its gradient was not finite in {where}; "
+                "lower the learning rate, or raise optimizer.max_skipped"
             )
         count = len(means)
         return dict(zip(names, rest[:count], strict=True)), self.losses.means(rest[count:])
 
-    def _pass_over(self, count: int, told: Sequence[str], progress: Progress | None) -> None:
-        """Samples that could not be read, `told` being this rank's: say so, up to a limit."""
-        for line in told:
+    def _pass_over(self, told: Sequence[str], progress: Progress | None) -> None:
+        """Samples of any rank that could not be read: say so once of each, up to a limit."""
+        c = self.counters
+        c.bad_samples += len(told)
+        new = [line for line in dict.fromkeys(told) if line not in c.unreadable]
+        c.unreadable += new
+        for line in new:
             if progress:
                 progress.warn(f"{line}; it is passed over")
-        self.counters.bad_samples += count
-        if self.counters.bad_samples > self.max_bad_samples:
-            last = f"; the last: {told[-1]}" if told else ""
+        if len(c.unreadable) > self.max_bad_samples:
             raise LensError(
-                f"{self.counters.bad_samples} samples cannot be read, more than data.max_bad_samples allows{last}"
+                f"{len(c.unreadable)} samples cannot be read, more than data.max_bad_samples allows; "
+                f"the last: {c.unreadable[-1]}"
             )
 
     def _sum(self, values: Sequence[float]) -> list[float]:
@@ -410,6 +426,9 @@ class Trainer:
         return self.packs_per_step // self.world.size
 
     def _planned_flops(self) -> float:
+        """What the next step costs; planning its packs takes time, and no other budget asks."""
+        if self.budget.flops is None:
+            return 0.0
         first = self.counters.step * self.packs_per_step
         packs = [self.plan.pack(index) for index in range(first, first + self.packs_per_step)]
         return sum(pack.flops + sum(t.training_flops(pack.image_tokens) for t in self._terms()) for pack in packs)
@@ -455,7 +474,8 @@ class Trainer:
         if not self.world.is_main:
             return []
         step = self.counters.step
-        writers = [*open_sinks(self.watch, self.folder, step=step), MetricsFile(self.folder, step=step)]
+        sinks = open_sinks(self.watch, self.folder, step=step, settings=self.settings)
+        writers = [*sinks, MetricsFile(self.folder, step=step)]
         for writer in writers:
             closing.callback(writer.close)
         return writers
@@ -468,6 +488,7 @@ class Trainer:
             "image_tokens": c.image_tokens,
             "text_tokens": c.text_tokens,
             "skipped": c.skipped,
+            "bad_samples": c.bad_samples,
             "seconds": round(c.seconds, 3),
             "images_per_s": c.images / max(c.seconds, 1e-9),
             "tokens_per_s": (c.image_tokens + c.text_tokens) / max(c.seconds, 1e-9),
@@ -476,7 +497,13 @@ class Trainer:
             writer.write(c.step, line)
 
     def _save(self) -> None:
-        meta = {"counters": asdict(self.counters), "plan": self.plan.fingerprint, "ranks": self.world.size}
+        meta = {
+            "counters": asdict(self.counters),
+            "plan": self.plan.fingerprint,
+            "ranks": self.world.size,
+            "config": self.settings,
+            "versions": _versions(),
+        }
         self.store.save(self.counters.step, self.state, meta)
 
     def _resume(self, progress: Progress) -> None:
@@ -490,3 +517,14 @@ class Trainer:
             )
         self.counters = Counters(**meta["counters"])
         progress.note(f"goes on from step {self.counters.step}")
+        now = _versions()
+        then = now | meta.get("versions", {})  # a checkpoint of an earlier Lens does not say
+        others = [name for name in now if then[name] != now[name]]
+        if others:
+            saved_by, goes_on = (" and ".join(f"{name} {by[name]}" for name in others) for by in (then, now))
+            progress.note(f"saved by {saved_by}, goes on with {goes_on}: bits may differ")
+
+
+def _versions() -> dict[str, str]:
+    """Of what the bits of a step depend on."""
+    return {"lens": __version__, "torch": str(torch.__version__), "python": platform.python_version()}

@@ -108,5 +108,7 @@ def eight_bit_adamw(groups: list[dict[str, Any]], *, lr: float, betas: tuple[flo
 
 def is_hidden_matrix(name: str, parameter: nn.Parameter) -> bool:
     """Whether Muon moves a parameter of that name, where it is asked for."""
-    # The modulation starts at zero and sees one row per sample: AdamW suits it better.
-    return parameter.ndim == 2 and ("blocks." in name or "layers." in name) and "_mod." not in name
+    # The modulation starts at zero and sees one row per sample, and an adapter's matrices are factors of what is added:
+    # AdamW suits them better.
+    others = ("_mod.", ".lora_", ".lokr_")
+    return parameter.ndim == 2 and ("blocks." in name or "layers." in name) and not any(o in name for o in others)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -10,18 +10,20 @@ from lens_core.config.base import Config
 
 __all__ = ["OptimizerConfig"]
 
+_Beta = Annotated[float, Field(ge=0, lt=1)]
+
 
 class OptimizerConfig(Config):
     """How parameters are moved."""
 
     type: Literal["muon", "adamw", "adamw-8bit"] = Field(
         "muon",
-        description="'muon' moves the matrices of the blocks by Muon and everything else by AdamW; 'adamw-8bit' keeps "
-        "AdamW's state in 8 bits and needs lens-train[eight-bit].",
+        description="'muon' moves the matrices of the blocks by Muon, and adapters and everything else by AdamW; "
+        "'adamw-8bit' keeps AdamW's state in 8 bits and needs lens-train[eight-bit].",
     )
     lr: float = Field(1.5e-3, gt=0, description="AdamW's peak learning rate.")
     muon_lr: float = Field(5e-3, gt=0, description="Muon's peak learning rate.")
-    betas: tuple[float, float] = Field((0.9, 0.99), description="AdamW's decay rates.")
+    betas: tuple[_Beta, _Beta] = Field((0.9, 0.99), description="AdamW's decay rates.")
     weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay of matrices.")
     schedule: Literal["wsd", "constant", "linear", "cosine"] = Field(
         "wsd",
@@ -33,6 +35,12 @@ class OptimizerConfig(Config):
         0.3, ge=0, le=1, description="For 'wsd': the last share of the budget, in which the rate falls to zero."
     )
     clip: float = Field(1.0, gt=0, description="Largest gradient norm; longer gradients are scaled down to it.")
+    max_skipped: int = Field(
+        10,
+        ge=1,
+        description="A step whose loss or gradient is not finite is skipped: it moves nothing. So many of them in a "
+        "row end the run; with 1 the first does.",
+    )
 
     @model_validator(mode="after")
     def _used(self) -> OptimizerConfig:

@@ -34,7 +34,10 @@ class ParallelConfig(Config):
     compile: bool = Field(False, description="Compile each block, for any number of tokens.")
     float8: bool = Field(False, description="Matrix products of the blocks in float8; needs lens-train[float8].")
     timeout_s: float = Field(
-        600, gt=0, description="Seconds that a rank waits for another, in anything, before the run ends and names it."
+        600,
+        gt=0,
+        description="Seconds that a rank waits for another before the run ends and names it; while data are prepared, "
+        "it waits as long as that takes.",
     )
 
     @model_validator(mode="after")

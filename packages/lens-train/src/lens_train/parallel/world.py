@@ -4,16 +4,17 @@
 function here is what it is for one.
 
     world = World.join(torch.device("cuda"), timeout_s=600)
-    while not world.agree(stop_asked):       # one rank's signal stops all of them at the same step
-        with world.watching("step 12"):
-            ...
+    with world.watching("step 12"):
+        ...
+        asked = world.sum_over(torch.tensor(float(stop_asked)))  # by any rank: all stop after the same step
     world.leave()
 
-Three groups: the default one moves gradients (NCCL on CUDA, gloo on a CPU); `control` carries flags, and `saving` the
-checkpoints, both over gloo, so that a save in a thread never meets a step's collectives out of order.
+Four groups: the default one moves gradients (NCCL on CUDA, gloo on a CPU); `control` carries flags, and `saving` the
+checkpoints, both over gloo, so that a save in a thread never meets a step's collectives out of order. In `patient`
+ranks wait for what may take hours before the first step; there nobody who hangs is noticed.
 
-A rank that hangs or dies makes the others wait until the time-out. Each leaves word in the store of what it came to,
-so those who gave up can name the one who did not come.
+Anywhere else a rank that hangs or dies makes the others wait until the time-out at most. Each leaves word in the store
+of what it came to, so those who gave up can name the one who did not come.
 """
 
 from __future__ import annotations
@@ -36,14 +37,16 @@ from lens_core.errors import ConfigError, LensError
 from lens_train.parallel.meeting import name_meeting
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from torch import Tensor
 
     from lens_train.parallel.config import ParallelConfig
 
-__all__ = ["World"]
+__all__ = ["PATIENCE", "World"]
 
+PATIENCE = timedelta(days=30)
+"""How long the other ranks wait for what rank 0 does alone: it may have to make a dataset."""
 GRACE_S = 5.0
 """How long those who gave up waiting give each other to report."""
 
@@ -60,6 +63,7 @@ class World:
         device: this process's own.
         timeout_s: how long one waits for another.
         control: the group of flags; None alone.
+        patient: the group in which nobody gives up waiting; None alone.
         saving: the group of checkpoints; None alone.
         store: where ranks leave word for each other; None alone.
     """
@@ -71,6 +75,7 @@ class World:
     device: torch.device
     timeout_s: float = 600.0
     control: dist.ProcessGroup | None = None
+    patient: dist.ProcessGroup | None = None
     saving: dist.ProcessGroup | None = None
     store: Store | None = None
     _meshes: dict[tuple[int, ...], DeviceMesh] = field(default_factory=dict, repr=False)
@@ -82,7 +87,7 @@ class World:
 
         Args:
             device: its type decides; on CUDA each process takes the device of its local rank.
-            timeout_s: how long one waits for another, in anything.
+            timeout_s: how long one waits for another, once data are prepared.
 
         Raises:
             ConfigError: a node has more processes than devices.
@@ -112,6 +117,8 @@ class World:
                 timeout=timeout,
             )
             control, saving = (dist.new_group(backend="gloo", timeout=timeout) for _ in range(2))
+            patient = dist.new_group(backend="gloo", timeout=timeout)
+            _set_pg_timeout(PATIENCE, patient)  # they meet in time; then they wait
         except (RuntimeError, ValueError) as error:
             raise LensError(f"rank {rank} of {size} cannot meet the others within {timeout_s:g} s: {error}") from error
         return cls(
@@ -122,6 +129,7 @@ class World:
             device=device,
             timeout_s=timeout_s,
             control=control,
+            patient=patient,
             saving=saving,
             store=PrefixStore("lens", store),
         )
@@ -171,14 +179,14 @@ class World:
                 dist.all_reduce(total, group=self.control if total.device.type == "cpu" else None)
         return total
 
-    def agree(self, flag: bool) -> bool:
-        """Whether any rank's flag is set; the same answer on all."""
+    def gather(self, lines: list[str]) -> list[str]:
+        """What every rank has to say, in the order of the ranks; the same on all."""
         if self.size == 1:
-            return flag
-        anyone = torch.tensor(int(flag))
-        with self.watching("an agreement of all ranks"):
-            dist.all_reduce(anyone, op=dist.ReduceOp.MAX, group=self.control)
-        return bool(anyone)
+            return lines
+        told: list[list[str]] = [[]] * self.size
+        with self.watching("what all ranks have to say"):
+            dist.all_gather_object(told, lines, group=self.control)
+        return [line for own in told for line in own]
 
     def barrier(self, name: str) -> None:
         """Go on once every rank is here.
@@ -189,6 +197,39 @@ class World:
         if self.size > 1:
             with self.watching(name):
                 dist.all_reduce(torch.zeros(()), group=self.control)
+
+    def after_main(self, what: str, do: Callable[[], None]) -> None:
+        """Go on once rank 0 has done something, however long that takes; if it fails, all fail with it.
+
+        Raises:
+            LensError: what rank 0 raised, or a rank is gone.
+        """
+        told = [""]
+        if self.is_main:
+            try:
+                do()
+            except BaseException as error:
+                with suppress(LensError):  # if nobody is there to be told
+                    self._tell(what, [f"rank 0: {str(error) or type(error).__name__}"])
+                raise
+        self._tell(what, told)
+        if told[0]:
+            raise LensError(told[0])
+
+    def _tell(self, what: str, told: list[str]) -> None:
+        if self.size > 1:
+            with self.watching(what):
+                dist.broadcast_object_list(told, src=0, group=self.patient)
+
+    def meet(self, what: str) -> None:
+        """Go on once every rank is here, however long that takes.
+
+        Raises:
+            LensError: a rank is gone.
+        """
+        if self.size > 1:
+            with self.watching(what):
+                dist.all_reduce(torch.zeros(()), group=self.patient)
 
     @contextmanager
     def watching(self, what: str) -> Iterator[None]:

@@ -1,4 +1,6 @@
-"""The plan of the paper: a pack is a batch of images of one size, and captions are padded to one length.
+"""The plan of the paper: a pack is a batch of images of one size.
+
+The paper pads the captions of a batch to one length. Here they keep their own, and nothing is padded.
 
 Stage 2 of the paper trains 27 sizes (512, 768 and 1024 pixels in nine ratios) in batches of 24, 10 and 6 per GPU. It is
 here to be compared with, and for those who want to follow the paper to the letter.
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     from lens_train.planning.packs import Pack
     from lens_train.planning.samples import SampleSource
 
-__all__ = ["BucketPlan"]
+__all__ = ["BucketPlan", "closest"]
 
 
 class BucketPlan:
@@ -39,7 +41,7 @@ class BucketPlan:
         # The ranking has the sizes in turn, so a bucket is a stretch of it.
         self._counts = [count for _, _, count in sizes]
         self._starts = np.cumsum([0, *self._counts])
-        self._batches = [batches[_closest(batches, height * width)] for height, width, _ in sizes]
+        self._batches = [batches[closest(batches, height * width)] for height, width, _ in sizes]
         packs = [math.ceil(count / batch) for count, batch in zip(self._counts, self._batches, strict=True)]
         self._first_packs = np.cumsum([0, *packs])
 
@@ -63,5 +65,6 @@ class BucketPlan:
         return np.uint64(key_of(*parts, self.source.manifest.hash, self.source.seed))
 
 
-def _closest(batches: Mapping[int, int], area: int) -> int:
+def closest(batches: Mapping[int, int], area: int) -> int:
+    """The side whose square is nearest to an area."""
     return min(batches, key=lambda base: abs(math.log(base * base / area)))

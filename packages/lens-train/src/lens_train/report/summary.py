@@ -65,7 +65,9 @@ def _arm(model: Artifact, scores: list[dict[str, Any]]) -> dict[str, Any]:
         for cell in table["cells"]:
             if cell["model"] == model.name:
                 kept = {name: cell[name] for name in ("correct", "n", "accuracy", "low", "high")}
-                accuracy.setdefault(cell["style"], {})[cell["skill"]] = kept
+                changed = table.get("rewritten", {}).get(cell["style"])
+                style = f"{cell['style']}, by {table['rewriter']['type']}" if changed else cell["style"]
+                accuracy.setdefault(style, {})[cell["skill"]] = kept
     return {
         "own_style": own_style(model),
         "steps": stats["steps"],

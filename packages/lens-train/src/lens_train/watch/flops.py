@@ -30,7 +30,6 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from lens_core.diffusion.flops import denoiser_flops
 from lens_core.diffusion.ragged import RaggedBatch, offsets_of
 from lens_core.errors import ConfigError
 from lens_train.parallel.activations import checkpoint_activations
@@ -45,11 +44,9 @@ __all__ = [
     "CountedFlops",
     "Policy",
     "count_flops",
-    "executed_flops",
     "meta_batch",
     "peak_flops",
     "peak_of",
-    "recomputed_flops",
     "stated_peak",
     "utilisation",
 ]
@@ -96,36 +93,6 @@ def utilisation(flops: float, seconds: float, peak: float, ranks: int = 1) -> fl
         ranks: how many there are.
     """
     return flops / (seconds * peak * ranks)
-
-
-def executed_flops(
-    config: Mapping[str, Any], image_lengths: Sequence[int], text_lengths: Sequence[int], *, policy: Policy = "none"
-) -> float:
-    """FLOPs that are carried out when every weight of the Lens denoiser is trained.
-
-    Args:
-        config: the model's `config`.
-        image_lengths: image tokens of each segment, one that only fills the pack included.
-        text_lengths: text tokens of each segment.
-        policy: what the backward pass computes again.
-    """
-    flops = denoiser_flops(config, image_lengths, text_lengths)
-    return flops + recomputed_flops(config, image_lengths, text_lengths) if policy == "full" else flops
-
-
-def recomputed_flops(config: Mapping[str, Any], image_lengths: Sequence[int], text_lengths: Sequence[int]) -> float:
-    """FLOPs of the blocks' forward pass, which full activation checkpointing makes twice.
-
-    Per block and stream 2·tokens·(4·d² + 3·d·h), 4·d·S² for attention, and 24·d² of modulation per segment. The last
-    block makes keys and values of the text and nothing after them.
-    """
-    d = config["num_attention_heads"] * config["attention_head_dim"]
-    h, blocks = int(d / 3 * 8), config["num_layers"]
-    n, m = sum(image_lengths), sum(text_lengths)
-    squares = sum((i + t) ** 2 for i, t in zip(image_lengths, text_lengths, strict=True))
-    stream = 4 * d * d + 3 * d * h
-    linears = blocks * n * stream + (blocks - 1) * m * stream + m * 3 * d * d
-    return 2.0 * (linears + len(image_lengths) * blocks * 12 * d * d) + 4.0 * blocks * squares * d
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -46,19 +46,20 @@ class Sink(Protocol):
         ...
 
 
-def open_sinks(config: WatchConfig, folder: Path, *, step: int) -> list[Sink]:
+def open_sinks(config: WatchConfig, folder: Path, *, step: int, settings: Mapping[str, Any]) -> list[Sink]:
     """The sinks that a config names.
 
     Args:
         config: what is watched.
         folder: where files lie.
         step: the step that the run goes on from; what was written of later ones is forgotten, where the sink can.
+        settings: the stage's, for trackers to show.
 
     Raises:
         MissingExtraError: one needs a library that is not installed.
     """
     projects = {"wandb": config.wandb, "trackio": config.trackio}
-    trackers: list[Sink] = [Tracker(name, project, folder) for name, project in projects.items() if project]
+    trackers: list[Sink] = [Tracker(name, project, folder, settings) for name, project in projects.items() if project]
     return [*trackers, TensorBoard(folder, step=step)] if config.tensorboard else trackers
 
 
@@ -103,7 +104,7 @@ class Tracker:
     Keys and addresses are theirs to find, in the environment.
     """
 
-    def __init__(self, library: str, project: str, folder: Path):
+    def __init__(self, library: str, project: str, folder: Path, settings: Mapping[str, Any]):
         try:
             self._library: Any = importlib.import_module(library)
         except ModuleNotFoundError as error:
@@ -117,7 +118,7 @@ class Tracker:
                 known.write_text(f"{folder.name}-{secrets.token_hex(4)}", encoding="utf-8")
         name = known.read_text(encoding="utf-8")
         own = {"id": name} if library == "wandb" else {}  # trackio goes by the name
-        self._library.init(project=project, name=name, resume="allow", **own)
+        self._library.init(project=project, name=name, resume="allow", config=dict(settings), **own)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Take a step's numbers."""

@@ -12,6 +12,7 @@ memory_gb                    the most that its device held; on a CPU, its proces
 from __future__ import annotations
 
 import resource
+import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -63,4 +64,5 @@ class Speed:
 def _memory_gb(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return (peak if sys.platform == "darwin" else peak * 1024) / 1e9

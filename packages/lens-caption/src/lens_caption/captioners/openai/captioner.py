@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import random
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -22,7 +21,7 @@ from lens_caption.captioners.openai.requests import RequestPlan
 from lens_caption.engine.book import with_facts
 from lens_caption.engine.client import Client, LostError, NotSentError
 from lens_caption.engine.lanes.sync import understand
-from lens_caption.engine.policy import POLICIES, retry_after
+from lens_caption.engine.policy import POLICIES, pause_before_next, retry_after
 from lens_caption.engine.request import BadImage, Endpoint, PreparedRequest
 from lens_caption.profiles import load_profile
 from lens_core.contracts import CaptionOutcome, ImageItem
@@ -39,7 +38,6 @@ __all__ = ["OpenAICaptioner"]
 
 T = TypeVar("T")
 
-_FIRST_PAUSE_S = 0.5
 _AZURE_KEEPS_S = 14 * 24 * 3600
 """Azure takes 10,000 files that say when they end, and 500 of others; this is the shortest life that it gives."""
 
@@ -168,8 +166,7 @@ class OpenAICaptioner:
                     return self._told(outcome, request, attempt)
                 pause = retry_after(reply.headers)
             if attempt < self.endpoint.max_attempts:
-                backoff = _FIRST_PAUSE_S * 2**attempt * random.random()
-                await asyncio.sleep(min(self.endpoint.max_wait_s, backoff if pause is None else pause))
+                await asyncio.sleep(pause_before_next(attempt, pause, self.endpoint.max_wait_s))
         return self._told(outcome, request, self.endpoint.max_attempts)
 
     def _told(self, outcome: CaptionOutcome, request: PreparedRequest, attempts: int) -> CaptionOutcome:

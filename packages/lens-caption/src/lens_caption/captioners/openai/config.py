@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from lens_core.config.base import ComponentConfig
+from lens_core.config.endpoints import OPENAI_URL, EndpointUrl, is_openai
 
-__all__ = ["OPENAI_URL", "OpenAIConfig"]
-
-OPENAI_URL = "https://api.openai.com/v1"
+__all__ = ["OpenAIConfig"]
 
 
 class OpenAIConfig(ComponentConfig):
@@ -22,7 +21,7 @@ class OpenAIConfig(ComponentConfig):
 
     type: Literal["openai"] = "openai"
     model: str = Field(min_length=1, description="The model's name at the endpoint, such as gpt-4.1.")
-    base_url: str = Field(
+    base_url: EndpointUrl = Field(
         OPENAI_URL, description="The endpoint, up to and with /v1; of Azure, the resource's address will do."
     )
     api: Literal["auto", "responses", "chat"] = Field(
@@ -57,15 +56,6 @@ class OpenAIConfig(ComponentConfig):
     profiles: str | None = Field(
         None, min_length=1, description="Folder of your own model profiles; null takes LENS_CAPTION_PROFILES, if set."
     )
-
-    @field_validator("base_url")
-    @classmethod
-    def _plain_http(cls, url: str) -> str:
-        if not url.startswith(("http://", "https://")):
-            raise ValueError("an endpoint starts with http:// or https://")
-        if "@" in url.split("/")[2]:
-            raise ValueError("an endpoint must not carry credentials; set them in the environment")
-        return url.rstrip("/")
 
     @model_validator(mode="after")
     def _azures_older_api(self) -> OpenAIConfig:
@@ -108,7 +98,7 @@ class OpenAIConfig(ComponentConfig):
     @property
     def is_openai(self) -> bool:
         """Whether the endpoint is OpenAI's own."""
-        return self.base_url == OPENAI_URL
+        return is_openai(self.base_url)
 
     @property
     def speaks(self) -> Literal["responses", "chat"]:

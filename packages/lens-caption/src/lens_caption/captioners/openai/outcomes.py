@@ -95,6 +95,8 @@ def _cut_off(text: str) -> tuple[Status, str, str]:
 def _text(value: Any) -> str:
     if value is None:
         return ""
+    if isinstance(value, list):  # as some servers give it, in parts
+        return "".join(_text(part["text"]) for part in value if part["type"] == "text")
     if not isinstance(value, str):
         raise TypeError("a text is expected")
     return value
@@ -122,7 +124,7 @@ def _usage(value: Any, tier: str) -> Usage | None:
 def _served(answer: Mapping[str, Any]) -> dict[str, str | int | float]:
     """What the response says of itself: model, tier and id as served, not as asked for."""
     facts: dict[str, str | int | float] = {
-        "served_model": str(answer["model"])[:200],
+        "served_model": str(answer.get("model") or "")[:200],
         "response_id": str(answer.get("id") or "")[:200],
     }
     if answer.get("service_tier"):

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from lens_core.config.base import ComponentConfig
+from lens_core.config.devices import DeviceName
 
 __all__ = ["TransformersVlmConfig"]
 
@@ -29,4 +30,4 @@ class TransformersVlmConfig(ComponentConfig):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="What it computes in; auto takes what the weights are stored in."
     )
-    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Where it runs.")
+    device: DeviceName = Field("auto", description="Where it runs.")

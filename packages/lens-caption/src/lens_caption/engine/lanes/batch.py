@@ -14,13 +14,14 @@ import random
 import time
 import uuid
 from collections import Counter, deque
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from lens_caption.engine.client import LostError, NotSentError, Reply
+from lens_caption.engine.client import LONG, LostError, NotSentError, Reply
 from lens_caption.engine.journal import BatchRow
 from lens_caption.engine.lanes.batch_files import Chunk, Limits, close, fill, give_up, read_results
 from lens_caption.engine.policy import fate_of_error, retry_after
-from lens_core.errors import LensError
+from lens_core.errors import LensError, StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -41,7 +42,7 @@ INTENT = "lens_intent"
 
 _OVER = {"completed", "expired", "cancelled", "failed"}
 _CLOCKS_DIFFER_S = 3600
-_LOOKS_AT_DAMAGE = 5
+_LOOKS = 5
 _LOOKS_AT_UPLOAD = 300
 _MADE = {200, 201}
 
@@ -75,7 +76,7 @@ class BatchLane:
         self._limits = Limits.of(settings, profile)
         self._folder = folder
         self._asked: Counter[str] = Counter()
-        self._damaged: Counter[str] = Counter()
+        self._in_vain: Counter[str] = Counter()
 
     async def reattach(self) -> None:
         """Find out about batches that a process which is gone had begun; call it before anything is sent."""
@@ -84,11 +85,7 @@ class BatchLane:
                 file.unlink()
         unsure = [row for row in self._book.journal.open_batches() if not row.id]
         for row in unsure:
-            found = await self._find(row)
-            if found is None:
-                # A request that was on its way when the process died may arrive only now.
-                await asyncio.sleep(min(self._poll_s, 3.0))
-                found = await self._find(row)
+            found = await self._look_for(row)
             if found is None:
                 give_up(self._book, row.intent)
             else:
@@ -118,13 +115,16 @@ class BatchLane:
         again: list[str] = []
         waiting = 0
         for row in self._book.journal.open_batches():
+            path = f"/batches/{row.id}"
             try:
-                reply = await self._client.get(f"/batches/{row.id}")
+                reply = await self._client.get(path)
             except (NotSentError, LostError):
                 continue  # there is time
             if reply.status == 404:
-                again += self._close(row, {}, gone=f"the server knows no batch {row.id}")
+                if not self._look_again(path):
+                    again += self._close(row, {}, gone=f"the server knows no batch {row.id}")
             elif reply.status == 200 and isinstance(reply.json, dict):
+                del self._in_vain[path]
                 if reply.json.get("status") in _OVER:
                     again += await self._finish(row, reply.json)
                 else:
@@ -142,10 +142,12 @@ class BatchLane:
         try:
             root = self._captioner.endpoint.lines_root
             chunk = await fill(file, pending, fetch, preparer, self._book, self._limits, root=root)
-            if not chunk.rows:
+            if not chunk.rows or self._book.stopping():  # a stop in the midst: the next run fills it anew, and whole
                 return False
             await self._create(file, chunk)
             return True
+        except OSError as error:
+            raise StorageError(f"{file} cannot be written: {error.strerror}") from error
         finally:
             file.unlink(missing_ok=True)
 
@@ -170,7 +172,7 @@ class BatchLane:
         made: dict[str, Any] | None = None
         for pause in self._pauses():
             try:
-                reply = await self._client.post("/batches", body)
+                reply = await self._client.post("/batches", body, timeout=LONG)
             except NotSentError:
                 await book.pause(pause)
                 continue
@@ -186,8 +188,8 @@ class BatchLane:
             if fate in {"refused-all", "bad-image"}:
                 give_up(book, intent)
                 raise LensError(f"{self._captioner.endpoint.url} refuses the batch: {detail}")
-            await book.pause(pause)
-            made = await self._find(row)
+            await book.pause(_longer(pause, reply) if reply else pause)
+            made = await (self._find(row) if fate == "busy" else self._look_for(row))
             if made is not None:
                 break
         if made is None:
@@ -235,6 +237,16 @@ class BatchLane:
             )
         return file_id
 
+    async def _look_for(self, row: BatchRow) -> dict[str, Any] | None:
+        """Find it, looking several times: a request for which nobody waits any more may still arrive."""
+        found = await self._find(row)
+        for pause in islice(self._pauses(), _LOOKS):
+            if found is not None:
+                break
+            await asyncio.sleep(pause)
+            found = await self._find(row)
+        return found
+
     async def _find(self, row: BatchRow) -> dict[str, Any] | None:
         """The server's batch of this intent, if there is one.
 
@@ -277,30 +289,37 @@ class BatchLane:
     async def _finish(self, row: BatchRow, batch: dict[str, Any]) -> list[str]:
         """Fetch a batch's results and journal them; returns the images that are to be asked again."""
         answers: dict[str, dict[str, Any]] = {}
-        gone = ""
+        lines, gone = Counter[str](), ""
         for name in ("error_file_id", "output_file_id"):  # an answer counts for more than an error
             if not batch.get(name):
                 continue  # absent if every line failed, or none did; some servers give ""
-            file = self._folder / f"{row.intent}.{name}"
+            file, path = self._folder / f"{row.intent}.{name}", f"/files/{batch[name]}/content"
             try:
                 try:
-                    reply = await self._client.download(f"/files/{batch[name]}/content", file)
+                    reply = await self._client.download(path, file)
                 except (LostError, NotSentError):
                     return []  # next time
                 if reply.status == 200:
                     found = read_results(file)
                     if found.damaged or not found.answers:  # a proxy's page, say: none would be bought again
-                        self._damaged[row.intent] += 1
-                        if self._damaged[row.intent] < _LOOKS_AT_DAMAGE:
+                        if self._look_again(path):
                             return []
                         gone = f"the results of batch {row.id} cannot be read"
                     answers.update(found.answers)
+                    lines[name] = len(found.answers)
                 elif reply.status in {404, 410}:
+                    if self._look_again(path):
+                        return []
                     gone = f"the results of batch {row.id} are gone (HTTP {reply.status})"
                 else:
                     return []
             finally:
                 file.unlink(missing_ok=True)
+        missing = int((batch.get("request_counts") or {}).get("completed") or 0) - lines["output_file_id"]
+        if missing > 0 and not gone:
+            if self._look_again(row.intent):
+                return []
+            gone = f"the results of batch {row.id} lack {missing} answers that it counts"
         if batch["status"] == "failed":
             self._explain(batch)
         again = self._close(row, answers, gone=gone)
@@ -308,6 +327,11 @@ class BatchLane:
             with contextlib.suppress(NotSentError, LostError):  # it only takes room
                 await self._client.delete(f"/files/{row.file}")
         return again
+
+    def _look_again(self, what: str) -> bool:
+        """Whether once is not enough to believe that it is lost: it is paid for, and a gateway may be wrong."""
+        self._in_vain[what] += 1
+        return self._in_vain[what] < _LOOKS
 
     def _explain(self, batch: dict[str, Any]) -> None:
         """A batch that failed as a whole: wait for room in the queue, or stop with the reason."""
@@ -329,7 +353,7 @@ class BatchLane:
 
     def _close(self, row: BatchRow, answers: dict[str, dict[str, Any]], *, gone: str = "") -> list[str]:
         """Journal what became of a batch's requests; returns the images that are to be asked again."""
-        facts = {"lane": "batch", "base_url": self._captioner.endpoint.url, "batch": row.id}
+        facts = {"base_url": self._captioner.endpoint.url, "batch": row.id}
         return close(
             self._captioner,
             self._book,
@@ -337,6 +361,7 @@ class BatchLane:
             answers,
             asked=self._asked,
             rounds=self._rounds,
+            lane="batch",
             facts=facts,
             gone=gone,
         )

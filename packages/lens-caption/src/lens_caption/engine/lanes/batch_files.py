@@ -16,7 +16,7 @@ from lens_caption.engine.book import Book, with_facts
 from lens_caption.engine.budget import NOTHING, Amount
 from lens_caption.engine.lanes.sync import understand
 from lens_caption.engine.policy import POLICIES, Fate
-from lens_caption.engine.request import BadImage, PreparedRequest
+from lens_caption.engine.request import PROFILE_LANES, BadImage, PreparedRequest
 from lens_core.contracts import CaptionOutcome, ImageItem
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from lens_caption.engine.journal import BatchRow, Settlement
     from lens_caption.engine.prepare import Preparer
     from lens_caption.engine.request import RequestCaptioner
-    from lens_caption.engine.settings import BatchSettings
+    from lens_caption.engine.settings import BatchSettings, LaneName
     from lens_caption.profiles import Profile, Usage
 
 __all__ = ["Chunk", "Limits", "Results", "close", "fill", "give_up", "read_results"]
@@ -160,6 +160,7 @@ def close(
     *,
     asked: Mapping[str, int],
     rounds: int,
+    lane: LaneName,
     facts: Mapping[str, str],
     gone: str = "",
 ) -> list[str]:
@@ -172,6 +173,7 @@ def close(
         answers: by image key.
         asked: how often each image was asked about.
         rounds: how often it may be.
+        lane: of the file, whatever that of this run is.
         facts: for the provenance.
         gone: why answers that were paid for cannot be had; "" where an absent one was never made.
 
@@ -184,7 +186,7 @@ def close(
     again: list[str] = []
     for key, attempt in attempts.items():
         fate, outcome, usage = _understand(captioner, key, answers.get(key), gone)
-        settlement = book.settlement(attempt.id, fate, attempt.reserved, usage)
+        settlement = book.settlement(attempt.id, fate, attempt.reserved, usage, PROFILE_LANES[lane])
         settlements.append(settlement)
         # An answer that was paid for and lost is not bought again behind anybody's back.
         final = not (POLICIES[fate].again and fate != "lost" and asked.get(key, 0) < rounds)
@@ -192,6 +194,7 @@ def close(
             book.refused = book.refused or outcome.detail
         elif final:
             more: dict[str, str | int | float] = {
+                "lane": lane,
                 **facts,
                 "request_sha256": attempt.request[:16],
                 "attempts": max(1, asked.get(key, 0)),

@@ -60,14 +60,14 @@ class FilesLane:
         self._at_work: set[str] = set()
 
     def collect(self) -> set[str]:
-        """Journal what result files hold; returns the images that were in those files."""
+        """Journal what result files hold; returns the images that are decided by that."""
         self._tidy()
-        closed: set[str] = set()
+        decided: set[str] = set()
         rows = [row for row in self._book.journal.request_files() if (self._results / row.file).exists()]
         asked = self._book.journal.asked() if rows else {}
         for row in rows:
-            closed |= self._read(row, self._results / row.file, asked)
-        return closed
+            decided |= self._read(row, self._results / row.file, asked)
+        return decided
 
     def withdraw(self) -> None:
         """The images that wait in request files are to be asked about in another way."""
@@ -140,7 +140,7 @@ class FilesLane:
         return True
 
     def _read(self, row: BatchRow, file: Path, times: Mapping[str, int]) -> set[str]:
-        """Journal a result file's answers; returns the images of its request file, none if it is left alone."""
+        """Journal a result file's answers; returns the images that are decided now, none if it is left alone."""
         book, where = self._book, f"{file.parent.name}/{file.name}"
         results = read_results(file)
         asked = book.journal.attempts_of(row.intent).keys()
@@ -162,10 +162,10 @@ class FilesLane:
         ):
             if count:
                 book.context.progress.warn(f"{where}: {count} {what}")
-        facts = {"lane": "files", "batch": row.file}
-        close(self._captioner, book, row, answers, asked=times, rounds=self._rounds, facts=facts)
+        facts = {"batch": row.file}
+        again = close(self._captioner, book, row, answers, asked=times, rounds=self._rounds, lane="files", facts=facts)
         (self._requests / row.file).unlink(missing_ok=True)
-        return set(asked)
+        return asked - set(again)
 
     def _tidy(self) -> None:
         """Finish or forget what a run that was killed had begun."""

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import random
 from typing import TYPE_CHECKING, Any
 
 from lens_caption.engine.book import Book, with_facts
 from lens_caption.engine.budget import Amount, BudgetExhausted
 from lens_caption.engine.client import LostError, NotSentError
-from lens_caption.engine.policy import POLICIES, Fate, fate_of_error, retry_after
+from lens_caption.engine.policy import POLICIES, Fate, fate_of_error, pause_before_next, retry_after
 from lens_caption.engine.request import PROFILE_LANES, BadImage, PreparedRequest
 from lens_core.contracts import CaptionOutcome, ImageItem
 
@@ -24,8 +23,6 @@ if TYPE_CHECKING:
     from lens_caption.profiles import Usage
 
 __all__ = ["Sender", "run_sync", "understand"]
-
-_FIRST_PAUSE_S = 0.5
 
 
 def understand(
@@ -91,8 +88,7 @@ class Sender:
             if not POLICIES[fate].again:
                 return
             if attempt < endpoint.max_attempts:
-                backoff = _FIRST_PAUSE_S * 2**attempt * random.random()
-                await book.pause(min(endpoint.max_wait_s, backoff if pause is None else pause))
+                await book.pause(pause_before_next(attempt, pause, endpoint.max_wait_s))
             if book.stopping():
                 break
         if outcome is not None:
@@ -124,14 +120,15 @@ class Sender:
             fate, outcome, usage = understand(self._captioner, request.key, reply.status, reply.json)
             self._limiter.heed(reply.headers, request.most_tokens)
             pause = retry_after(reply.headers) if fate in {"busy", "server-error", "lost"} else None
-            if fate == "busy" and pause is not None and "resource" not in outcome.detail.lower():
+            no_room = self._lane == "flex" and "resource" in outcome.detail.lower()  # for this request, at this price
+            if fate == "busy" and pause is not None and not no_room:
                 self._limiter.hold(min(pause, self._captioner.endpoint.max_wait_s))
             if request_id := reply.headers.get("x-request-id"):
                 facts["request_id"] = request_id[:100]
         finally:
             book.in_flight -= 1
             self.answered.set()
-        settlement = book.settlement(number, fate, reserved, usage)
+        settlement = book.settlement(number, fate, reserved, usage, PROFILE_LANES[self._lane])
         if settlement.cost.usd is not None and settlement.cost.images:
             facts["cost_usd"] = str(settlement.cost.usd)
         outcome = with_facts(outcome, facts)

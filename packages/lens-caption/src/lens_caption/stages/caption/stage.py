@@ -8,9 +8,10 @@ from collections import Counter
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from lens_caption.captioners.own import seen_from
+from lens_caption.captioners.own import languages, seen_from
 from lens_caption.engine.journal import Journal
 from lens_caption.engine.run import caption_all
+from lens_caption.quality.text import printable
 from lens_caption.quality.watch import caption_watched
 from lens_caption.scale.plan import Plan
 from lens_core.contracts import ImageItem
@@ -71,10 +72,8 @@ def _alone(config: CaptionStageConfig, context: StageContext, reader: ShardReade
     try:
         ask = partial(caption_watched, config.watch) if config.watch else caption_all
         ask(keys, fetch, captioner, journal, context, settings=config.engine, batch_size=config.batch_size)
-        layers = _layers(config.layer, context.name, getattr(captioner, "layers", ()))
-        return _publish(
-            zip(reader.columns["name"], map(journal.get, keys), strict=True), journal.spent(), context, layers
-        )
+        outcomes = zip(reader.columns["name"], map(journal.get, keys), strict=True)
+        return _publish(config, context, getattr(captioner, "layers", ()), outcomes, journal.spent())
     finally:
         captioner.close()
         journal.close()
@@ -87,24 +86,27 @@ def _shared(config: CaptionStageConfig, context: StageContext, reader: ShardRead
     plan = Plan(config, context)
     parts = plan.parts(reader)
     outcomes = (outcome for part in parts for outcome in plan.outcomes(part))
-    layers = _layers(config.layer, context.name, plan.facts(parts[0])[1])
-    return _publish(zip(reader.columns["name"], outcomes, strict=True), plan.spent(parts), context, layers)
+    named = zip(reader.columns["name"], outcomes, strict=True)
+    return _publish(config, context, plan.facts(parts[0])[1], named, plan.spent(parts))
 
 
 def _publish(
+    config: CaptionStageConfig,
+    context: StageContext,
+    names: Sequence[str],
     outcomes: Iterable[tuple[str, CaptionOutcome | None]],
     spent: Amount,
-    context: StageContext,
-    layers: Mapping[str, str],
 ) -> dict[str, Any]:
     """Write the layer and the list of failures; texts pass through one by one.
 
     Args:
+        config: of the stage.
+        context: of the stage.
+        names: of the captioner's layers.
         outcomes: of each image its name and what became of it, in the order of the images.
         spent: on all of them.
-        context: of the stage.
-        layers: what the captioner's layers are called in the table.
     """
+    layers, asked = _layers(config.layer, context.name, names), languages(config.captioner, context.base)
     by_status, reasons, totals = Counter[str](), Counter[str](), Counter[str]()
     lines: list[str] = []
 
@@ -120,15 +122,17 @@ def _publish(
                 lines.append(json.dumps(line, ensure_ascii=False) + "\n")
                 reasons[f"{item.status}: {item.detail}"] += 1
                 if len(lines) <= _SHOWN_FAILURES:
-                    context.progress.note(f"no caption for {name}: {item.status}: {item.detail}")
-            yield from _rows(item, layers)
+                    context.progress.note(printable(f"no caption for {name}: {item.status}: {item.detail}"))
+            yield from _rows(item, layers, asked)
 
     write_captions(context.output, rows())
     if len(lines) > _SHOWN_FAILURES:
         context.progress.note(f"{len(lines) - _SHOWN_FAILURES} more without a caption; all are in failures.jsonl")
     if not by_status["ok"]:
         (reason, count), *_ = reasons.most_common(1) or [("", 0)]
-        raise LensError(f"{context.name}: not one of {by_status.total()} images got a caption ({count} times {reason})")
+        raise LensError(
+            f"{context.name}: not one of {by_status.total()} images got a caption ({count} times {printable(reason)})"
+        )
     context.output.write_text("failures.jsonl", "".join(lines))
     return {
         "captions": by_status["ok"],
@@ -141,23 +145,22 @@ def _publish(
     }
 
 
-def _layers(layer: str | None, stage: str, asked: Sequence[str]) -> dict[str, str]:
+def _layers(layer: str | None, stage: str, names: Sequence[str]) -> dict[str, str]:
     """What the captioner's layers are called in the table; one alone takes the name of the stage, or `layer`."""
-    if len(asked) <= 1:
+    if len(names) <= 1:
         return {"": layer or stage}
-    return {name: f"{layer}-{name}" if layer else name for name in asked}
+    return {name: f"{layer}-{name}" if layer else name for name in names}
 
 
-def _rows(item: CaptionOutcome, layers: Mapping[str, str]) -> Iterator[CaptionRow]:
+def _rows(item: CaptionOutcome, layers: Mapping[str, str], asked: Mapping[str, str]) -> Iterator[CaptionRow]:
     """A row for each layer; the bill of an answer stands in the first, so that sums over rows are right."""
     provenance = item.provenance
     for name, layer in layers.items():
+        text, status, detail = item.layers.get(name, item.text), item.status, item.detail
+        if status == "ok" and not text:
+            status, detail = "empty", "the answer has nothing for this layer"
+        language = {"asked_language": asked[name]} if name in asked else {}
         yield CaptionRow(
-            key=item.key,
-            layer=layer,
-            text=item.layers.get(name, item.text),
-            status=item.status,
-            detail=item.detail,
-            provenance=provenance,
+            key=item.key, layer=layer, text=text, status=status, detail=detail, provenance={**provenance, **language}
         )
         provenance = {fact: value for fact, value in item.provenance.items() if fact not in _BILL}

@@ -78,8 +78,7 @@ class _Arm:
         givers = self._givers() if self.config.swapped else {}
         done = 0
         for batch in index_batches(self.images, ["key", "name", "metadata"]):
-            if self.context.should_stop():
-                raise KeyboardInterrupt
+            self.context.stop_if_asked()
             rows = self.store.rows(batch["key"])
             for key, name, metadata in zip(batch["key"], batch["name"], batch["metadata"], strict=True):
                 measured = lot(self.config.seed, "measure", key).random() * total < _MEASURED_SCENES
@@ -128,6 +127,7 @@ class _Arm:
         """The new row of image `key`, made of a row that is another image's where captions are swapped."""
         facts: dict[str, str | int | float] = {"made_from": f"{self.origin[row.layer]}/{row.layer}"}
         if row.status != "ok":
+            facts |= {fact: said for fact, said in row.provenance.items() if fact == "review"}  # exports ask for it
             return CaptionRow(key=key, layer=layer, text="", status=row.status, detail=row.detail, provenance=facts)
         config = self.config
         text, did = apply_changes(row.text, config.changes, config.vocabulary, seed=config.seed, key=row.key)
@@ -170,6 +170,8 @@ class _Arm:
 
 
 def _scene(metadata: str) -> Scene | None:
-    """The scene graph in an image's metadata, or None if it has none."""
-    graph = json.loads(metadata).get("scene")
-    return None if graph is None else Scene.from_json(graph)
+    """The scene graph in an image's metadata, or None if it has none; others may call something else their scene."""
+    try:
+        return Scene.from_json(json.loads(metadata).get("scene"))
+    except ValueError:
+        return None

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from lens_caption.captioners.own import seen_from
 from lens_caption.layers import ImageLookup, caption_rows, layer_names
-from lens_caption.quality.check import Check, Finding
-from lens_caption.quality.judge import CaptionPool
+from lens_caption.quality.check import Check, Finding, flagged
+from lens_caption.quality.pool import CaptionPool
+from lens_caption.quality.text import printable
 from lens_caption.stages.check_captions.tally import Tally
 from lens_core.errors import ConfigError, LensError
 from lens_core.storage.artifacts import Artifact, OutputFolder
@@ -78,8 +79,7 @@ def _through(check: Check, tally: Tally, context: StageContext) -> Iterator[Capt
         tally.gated(row, findings)
         if number % 1000 == 0:
             context.progress.update(number)
-            if context.should_stop():
-                raise KeyboardInterrupt
+            context.stop_if_asked()
         yield row
     context.progress.update(number)
 
@@ -118,7 +118,7 @@ def _into(pool: CaptionPool, layer: str, images: ImageLookup, rows: Iterable[Cap
 def _after_judge(
     waiting: Artifact, layer: str, report: JudgeReport, judge: JudgeConfig, tally: Tally
 ) -> Iterator[CaptionRow]:
-    """The rows again, without the wrong captions of bad shards."""
+    """The rows again, without the wrong captions of bad shards; those of other shards are flagged."""
     bad = {shard.shard for shard in report.shards if shard.decision == "bad"} if judge.escalate else set()
     wrong = {item.key: item for item in report.judgements if item.wrong}
     for row in caption_rows(waiting):
@@ -132,8 +132,11 @@ def _after_judge(
             for sentence, verdict, reason in zip(item.sentences, item.verdicts, item.reasons, strict=True)
             if verdict == "contradicted"
         )
-        detail = f"judge: {item.wrong} of {len(item.verdicts)} sentences are wrong"
-        yield replace(row, text="", status="rejected", detail=detail) if action == "reject" else row
+        if action == "flag":
+            yield replace(row, provenance=flagged(row.provenance, ["judge"]))
+        else:
+            detail = f"judge: {item.wrong} of {len(item.verdicts)} sentences are wrong"
+            yield replace(row, text="", status="rejected", detail=detail)
 
 
 def _write(context: StageContext, check: Check, tally: Tally, judged: _Judged | None) -> None:
@@ -155,7 +158,8 @@ def _numbers(
     before, left = tally.before, tally.by_status["ok"]
     rejected = before - left
     for (gate, action), count in tally.by_gate.most_common():
-        context.progress.note(f"{gate} {action}s {count} of {before}, such as: {tally.examples[gate]}")
+        example = printable(tally.examples[gate])
+        context.progress.note(f"{gate} {action}s {count} of {before}, such as: {example}")
     if judged:
         report, _ = judged
         context.progress.note(

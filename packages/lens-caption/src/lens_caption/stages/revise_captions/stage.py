@@ -106,7 +106,8 @@ def _revised(rows: Iterator[CaptionRow], journal: Journal, source: str, recipe: 
     for row in rows:
         facts = {"revises": source}
         if row.status != "ok":
-            yield replace(row, provenance=facts)
+            review = {fact: said for fact, said in row.provenance.items() if fact == "review"}  # exports ask for it
+            yield replace(row, provenance=facts | review)
             continue
         outcome = journal.get(row.key)
         assert outcome is not None, f"{row.key} was passed over"

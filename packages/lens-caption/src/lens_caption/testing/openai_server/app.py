@@ -35,6 +35,7 @@ MAX_BODY_BYTES = 60 << 20
 MAX_FILE_BYTES = 512_000_000
 _SMALL_BODY = 16_000
 _DRIPS = 20
+_LATE_S = 1.0
 _HTML = b"<html><head><title>502</title></head><body>a proxy was here</body></html>"
 _LIFETIME_S = (3600, 2_592_000)
 
@@ -117,6 +118,10 @@ class _Face:
     async def _control(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """A request to files or batches, and the fault that it meets."""
         fault = self._server.faults.for_control(f"{request.method} {request.path}")
+        if fault == "504-late":
+            await request.read()
+            self._late = asyncio.create_task(_later(handler, request))
+            return _error(fault)
         if fault in ERRORS:
             await request.release()
             return _error(fault)
@@ -389,6 +394,11 @@ class _Face:
         return _json(200, dict(self._server.faults.met))
 
 
+async def _later(handler: Handler, request: web.Request) -> None:
+    await asyncio.sleep(_LATE_S)
+    await handler(request)
+
+
 def _found(look: Callable[[], Any], request: web.Request) -> Any:
     try:
         return look()
@@ -406,7 +416,11 @@ def _answer(body: bytes, headers: Mapping[str, str]) -> web.Response:
 
 def _error(fault: str, headers: Mapping[str, str] | None = None) -> web.Response:
     status, code, message = ERRORS[fault]
-    asked = {"429-retry-after": {"retry-after": "1"}, "429-retry-after-ms": {"retry-after-ms": "200"}}.get(fault, {})
+    asked = {
+        "429-retry-after": {"retry-after": "1"},
+        "429-retry-after-ms": {"retry-after-ms": "200"},
+        "429-exhausted": {"retry-after": "1"},
+    }.get(fault, {})
     kind = "server_error" if status >= 500 else {"rate_limit_exceeded": "requests"}.get(code, code)
     return _json(status, error_body(code, message, kind), {**(headers or {}), **asked})
 

@@ -31,6 +31,7 @@ _ACTIVE = {"validating", "in_progress", "finalizing", "cancelling"}
 _FAILING_SHARE = 0.3
 _EXPIRING_SHARE = 0.5
 _MAX_ERRORS = 100
+_LATE_LOOKS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +85,8 @@ class Batch:
     usage: list[int] = field(default_factory=lambda: [0, 0, 0])
     output_file_id: str | None = None
     error_file_id: str | None = None
+    looks: int = 0
+    """How often it was looked at after its end."""
 
     @property
     def expires_at(self) -> float:
@@ -94,6 +97,7 @@ class Batch:
         """As `GET /v1/batches/{id}` says it."""
         names = ("in_progress", "finalizing", "completed", "failed", "expired", "cancelling", "cancelled")
         nothing = "" if self.fault == "empty-file-ids" and self.status not in _ACTIVE else None
+        told = self.fault != "output-missing" and (self.fault != "output-late" or self.looks > _LATE_LOOKS)
         return {
             "id": self.id,
             "object": "batch",
@@ -103,7 +107,7 @@ class Batch:
             "input_file_id": self.request.input_file_id,
             "completion_window": "24h",
             "status": self.status,
-            "output_file_id": self.output_file_id or nothing,
+            "output_file_id": (self.output_file_id if told else None) or nothing,
             "error_file_id": self.error_file_id or nothing,
             "created_at": int(self.created_at),
             **{f"{name}_at": self.stamps.get(name) for name in names},
@@ -159,7 +163,9 @@ class BatchStore:
     def get(self, batch_id: str) -> dict[str, Any]:
         """Raises `KeyError`."""
         with self._lock:
-            return self._batches[batch_id].to_json()
+            batch = self._batches[batch_id]
+            batch.looks += batch.status not in _ACTIVE
+            return batch.to_json()
 
     def all(self) -> list[dict[str, Any]]:
         """The newest first."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BATCH_FAULTS", "CONTROL_FAULTS", "ERRORS", "FAULTS", "GROUPS", "Faults"]
 
-LIMITING = ("429", "429-retry-after", "429-retry-after-ms", "flex-unavailable")
+LIMITING = ("429", "429-retry-after", "429-retry-after-ms", "429-exhausted", "flex-unavailable")
 STOPPING = ("quota", "400")
 BROKEN = ("500", "502", "503", "408", "html", "truncated-json", "drop")
 BILLED_AND_LOST = ("drop-after-billing", "truncated-json-after-billing", "empty-choices")
@@ -29,7 +29,7 @@ FAULTS = ("ok", *LIMITING, *STOPPING, *BROKEN, *BILLED_AND_LOST, *WAITING, *CONT
 """What a request may meet; `ok` answers properly."""
 
 GROUPS: dict[str, tuple[str, ...]] = {
-    "passing": (*LIMITING[:-1], *BROKEN, *BILLED_AND_LOST, "slow", "slow-drip"),
+    "passing": (*LIMITING[:3], *BROKEN, *BILLED_AND_LOST, "slow", "slow-drip"),
     "content": CONTENT,
     "text": TEXT,
     "identity": IDENTITY,
@@ -45,17 +45,22 @@ BATCH_FAULTS = (
     "token-limit",
     "empty-file-ids",
     "output-expired",
+    "output-late",
+    "output-missing",
 )
 """What a batch as a whole may meet."""
 
-CONTROL_FAULTS = ("ok", "500", "503", "429", "html", "drop", "drop-after")
-"""What requests to /v1/files and /v1/batches may meet; `drop-after` does what was asked, and the answer is lost."""
+_PASSING_CONTROL = ("500", "503", "429", "html", "drop", "drop-after")
+CONTROL_FAULTS = ("ok", *_PASSING_CONTROL, "404", "429-retry-after", "504-late")
+"""What requests to /v1/files and /v1/batches may meet; `drop-after` does what was asked, and the answer is lost;
+`504-late` does it, too, but only a second after it has been answered."""
 
 
 ERRORS: dict[str, tuple[int, str, str]] = {
     "429": (429, "rate_limit_exceeded", "Rate limit reached."),
     "429-retry-after": (429, "rate_limit_exceeded", "Rate limit reached."),
     "429-retry-after-ms": (429, "rate_limit_exceeded", "Rate limit reached."),
+    "429-exhausted": (429, "resource_exhausted", "Resource exhausted. Please try again later."),
     "flex-unavailable": (429, "resource_unavailable", "Resource unavailable: no capacity for flex processing now."),
     "quota": (
         429,
@@ -67,6 +72,8 @@ ERRORS: dict[str, tuple[int, str, str]] = {
     "502": (502, "bad_gateway", "Bad gateway."),
     "503": (503, "overloaded", "The engine is currently overloaded, please try again later."),
     "408": (408, "timeout", "Request timed out."),
+    "404": (404, "not_found", "Not found."),
+    "504-late": (504, "timeout", "The gateway timed out."),
 }
 """Faults that are answered with an error: status, code, message."""
 
@@ -105,7 +112,7 @@ class Faults:
         batch_kinds: Iterable[str] = ("expired", "partly-failed", "all-failed", "empty-file-ids"),
         control_script: Iterable[str] = (),
         control_rate: float = 0.0,
-        control_kinds: Iterable[str] = CONTROL_FAULTS[1:],
+        control_kinds: Iterable[str] = _PASSING_CONTROL,
         flex_rate: float = 0.0,
     ):
         self.seed = seed

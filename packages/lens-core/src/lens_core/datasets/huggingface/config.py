@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from lens_core.config.base import ComponentConfig
+from lens_core.config.base import ComponentConfig, Url
 
 __all__ = ["HuggingFaceConfig"]
 
@@ -15,7 +15,7 @@ class HuggingFaceConfig(ComponentConfig):
     """A dataset on disk, as `datasets.Dataset.save_to_disk` leaves it; the library itself is not needed."""
 
     type: Literal["huggingface"] = "huggingface"
-    url: str = Field(
+    url: Url = Field(
         min_length=1, description="Folder or fsspec URL of the dataset; a relative path starts at the pipeline file."
     )
     split: str | None = Field(None, description="Which split, if the dataset has several.")

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from lens_core.config.base import ComponentConfig
+from lens_core.config.base import ComponentConfig, Url
 
 __all__ = ["ImageFolderConfig"]
 
@@ -15,7 +15,11 @@ class ImageFolderConfig(ComponentConfig):
     """The images below a folder or bucket, at any depth, by their file names' endings."""
 
     type: Literal["image-folder"] = "image-folder"
-    url: str = Field(min_length=1, description="Folder or fsspec URL; a relative path starts at the pipeline file.")
+    url: Url = Field(
+        min_length=1,
+        description="Folder or fsspec URL; a relative path starts at the pipeline file. What a .txt of an image's name "
+        "and its line in a metadata.jsonl say becomes its metadata.",
+    )
     endings: list[str] = Field(
         ["jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif", "avif", "heic", "heif"],
         min_length=1,

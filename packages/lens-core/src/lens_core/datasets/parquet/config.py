@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from lens_core.config.base import ComponentConfig
+from lens_core.config.base import ComponentConfig, Url
 
 __all__ = ["ParquetConfig"]
 
@@ -15,14 +15,14 @@ class ParquetConfig(ComponentConfig):
     """Images in a column of Parquet files, a row each."""
 
     type: Literal["parquet"] = "parquet"
-    url: str = Field(
+    url: Url = Field(
         min_length=1,
         description="A Parquet file, or a folder or fsspec URL of them; a relative path starts at the pipeline file.",
     )
     image: str = Field(
         "image",
-        description="The column of images: bytes, paths or URLs (relative ones start at the file's folder), or Hugging "
-        "Face's pairs of bytes and path.",
+        description="The column of images: bytes, paths below the file's folder, URLs of web servers and object "
+        "stores, or Hugging Face's pairs of bytes and path.",
     )
     name: str | None = Field(None, description="The column of names, if they are unique; else file and row number.")
     licence_column: str | None = Field(None, description="The column of licences.")

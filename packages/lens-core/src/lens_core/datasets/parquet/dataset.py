@@ -59,7 +59,10 @@ class Parquet:
         for name in (config.image, *wanted):
             if name not in known:
                 raise ConfigError(f"{url} has no column {name!r}; it has: {', '.join(known)}")
-        shown = url.rsplit("/", 1)[-1] if url == self.url else url.removeprefix(self.url.rstrip("/") + "/")
+        address = files.as_text(url)
+        shown = files.as_text(
+            url.rsplit("/", 1)[-1] if url == self.url else url.removeprefix(self.url.rstrip("/") + "/")
+        )
         images = LateColumn(file, url, config.image)
         number = 0
         for group in range(file.num_row_groups):
@@ -69,7 +72,7 @@ class Parquet:
                     name=str(facts[config.name]) if config.name else f"{shown}/{number:08d}",
                     read=_reader(images, url, config.image, group, row),
                     licence=str(facts.get(config.licence_column or "") or config.licence),
-                    source_url=str(facts.get(config.source_url_column or "") or f"{url}#{number}"),
+                    source_url=str(facts.get(config.source_url_column or "") or f"{address}#{number}"),
                     metadata=files.plain({name: facts[name] for name in config.metadata}),
                 )
                 number += 1

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from lens_core.config.base import ComponentConfig
+from lens_core.config.base import ComponentConfig, Url
 
 __all__ = ["WebDatasetConfig"]
 
@@ -15,7 +15,7 @@ class WebDatasetConfig(ComponentConfig):
     """Images in tar files: neighbouring files whose names agree up to the first dot are one sample."""
 
     type: Literal["webdataset"] = "webdataset"
-    url: str = Field(
+    url: Url = Field(
         min_length=1,
         description="A tar file, or a folder or fsspec URL of them; a relative path starts at the pipeline file.",
     )

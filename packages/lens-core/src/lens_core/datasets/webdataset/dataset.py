@@ -12,11 +12,13 @@ from lens_core.errors import StorageError
 from lens_core.storage import urls
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from lens_core.datasets.webdataset.config import WebDatasetConfig
 
 __all__ = ["WebDataset"]
+
+MAX_METADATA = 1 << 20
 
 
 class WebDataset:
@@ -30,7 +32,7 @@ class WebDataset:
         shards = self._shards()
         prefix = self.url.rstrip("/") + "/"
         for url in shards:
-            shard = url.removeprefix(prefix) if url != self.url else url.rsplit("/", 1)[-1]
+            shard = files.as_text(url.removeprefix(prefix) if url != self.url else url.rsplit("/", 1)[-1])
             names: set[str] = set()
             try:
                 for sample in Tar(url).samples():
@@ -39,7 +41,7 @@ class WebDataset:
                         names.add(record.name)
                         yield record
             except StorageError as error:
-                yield ImageRecord(name=f"{shard} (what is left of it)", read=_failing(str(error)))
+                yield ImageRecord(name=f"{shard} (what is left of it)", read=files.failing(files.as_text(str(error))))
 
     def fingerprint(self) -> str:
         """Hash of the tars' paths, sizes and times."""
@@ -52,33 +54,31 @@ class WebDataset:
         ending = next((ending for ending in self.config.images if ending in sample.files), None)
         if ending is None:
             return None
+        name = f"{shard}/{sample.name}.{ending}"
         facts: dict[str, Any] = {}
-        for name in self.config.metadata:
-            if name in sample.files:
-                facts.update(_facts(name, sample.files[name]()))
+        for kept in self.config.metadata:
+            if kept not in sample.files:
+                continue
+            data = sample.files[kept](MAX_METADATA + 1)
+            if len(data) > MAX_METADATA:
+                where = f"{files.as_text(url)}#{sample.name}.{kept}"
+                reason = f"{where} has more than {MAX_METADATA:,} bytes; leave {kept!r} out of `metadata`"
+                return ImageRecord(name=name, read=files.failing(reason))
+            facts.update(_facts(kept, data))
         return ImageRecord(
-            name=f"{shard}/{sample.name}.{ending}",
+            name=name,
             read=sample.files[ending],
             read_head=sample.files[ending],
             licence=self.config.licence,
-            source_url=f"{url}#{sample.name}.{ending}",
-            metadata=files.plain(facts),
+            source_url=f"{files.as_text(url)}#{sample.name}.{ending}",
+            metadata=facts,
         )
 
 
 def _facts(ending: str, data: bytes) -> dict[str, Any]:
     text = data.decode(errors="replace")
-    if ending.rsplit(".", 1)[-1] != "json":
-        return {ending: text}
     try:
-        facts = json.loads(text)
-    except ValueError:
-        return {ending: text}
-    return facts if isinstance(facts, dict) else {ending: facts}
-
-
-def _failing(reason: str) -> Callable[[], bytes]:
-    def read() -> bytes:
-        raise StorageError(reason)
-
-    return read
+        facts = json.loads(text) if ending.rsplit(".", 1)[-1] == "json" else text
+        return files.plain(facts if isinstance(facts, dict) else {ending: facts})
+    except (ValueError, RecursionError):
+        return files.plain({ending: text})

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import tarfile
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, BinaryIO
 
+from lens_core.datasets import files
 from lens_core.errors import StorageError
 from lens_core.storage import urls
 
@@ -42,10 +44,10 @@ class Tar:
         """
         sample: Sample | None = None
         try:
-            with tarfile.open(fileobj=self._open(), mode="r:") as tar:
+            with urls.told(self.url, "read"), tarfile.open(fileobj=self._open(), mode="r:") as tar:
                 for member in tar:
                     tar.members = []  # type: ignore[attr-defined] # or it would keep them all
-                    folder, _, file = member.name.rpartition("/")
+                    folder, _, file = files.as_text(member.name).rpartition("/")
                     stem, _, ending = file.partition(".")
                     if not member.isfile() or not ending or file.startswith("."):
                         continue
@@ -58,9 +60,11 @@ class Tar:
                     sample.files[ending] = partial(self._read, member.offset_data, member.size)
                 if sample is not None:
                     yield sample
-        except tarfile.TarError as error:
+        except (tarfile.TarError, OverflowError, StorageError) as error:
             if sample is not None:
                 yield sample
+            if isinstance(error, StorageError):
+                raise
             raise StorageError(f"{self.url} is no tar, or damaged: {error}") from error
         finally:
             self._close()
@@ -74,14 +78,11 @@ class Tar:
             return self._read_from(stream, offset, size)
 
     def _read_from(self, stream: BinaryIO, offset: int, size: int) -> bytes:
-        try:
+        with urls.told(self.url, "read"):
+            if offset + size > stream.seek(0, io.SEEK_END):  # a damaged header may ask for more than there is memory
+                raise StorageError(f"{self.url} is truncated")
             stream.seek(offset)
-            data = stream.read(size)
-        except OSError as error:
-            raise StorageError(f"{self.url} cannot be read: {error}") from error
-        if len(data) != size:
-            raise StorageError(f"{self.url} is truncated")
-        return data
+            return stream.read(size)
 
     def _open(self) -> BinaryIO:
         self._close()

@@ -4,7 +4,8 @@ Suffixes: O output and I input channels of a linear, R rank.
 
 A LoKr adds kron(w1, w2) to a weight, each of the two whole (`w1`) or as a product of two (`w1_a @ w1_b`). Since
 kron(a·b, c·d) = kron(a, c)·kron(b, d), the sum is a LoRA whose rank is the product of theirs. A whole factor counts
-as itself times an identity, on the side where that is smaller.
+as itself times an identity, on the side where that is smaller, and one of a higher rank than its matrix can have as a
+whole: no LoRA here has a higher rank than its linear needs, whatever the file says.
 """
 
 from __future__ import annotations
@@ -50,12 +51,15 @@ def _halves(factors: Mapping[str, Tensor], name: str) -> tuple[Tensor, Tensor]:
     for tensor in (whole, up, down):
         if tensor is not None and (tensor.ndim != 2 or 0 in tensor.shape):
             raise ValueError(f"has a lokr_{name} of shape {tuple(tensor.shape)}, which is no matrix")
-    if whole is not None:
-        rows, columns = whole.shape
-        identity = torch.eye(min(rows, columns), dtype=whole.dtype)
-        return (identity, whole) if rows < columns else (whole, identity)
-    assert up is not None
-    assert down is not None
-    if up.shape[1] != len(down):
-        raise ValueError(f"has a lokr_{name}_a of shape {tuple(up.shape)} to a lokr_{name}_b of {tuple(down.shape)}")
-    return up, down
+    if whole is None:
+        assert up is not None
+        assert down is not None
+        if up.shape[1] != len(down):
+            shapes = f"{tuple(up.shape)} to a lokr_{name}_b of {tuple(down.shape)}"
+            raise ValueError(f"has a lokr_{name}_a of shape {shapes}")
+        if len(down) <= min(len(up), down.shape[1]):
+            return up, down
+        whole = up @ down
+    rows, columns = whole.shape
+    identity = torch.eye(min(rows, columns), dtype=whole.dtype)
+    return (identity, whole) if rows < columns else (whole, identity)

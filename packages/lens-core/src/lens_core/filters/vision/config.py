@@ -7,6 +7,8 @@ from typing import Literal
 from pydantic import Field
 
 from lens_core.config.base import ComponentConfig
+from lens_core.datasets import files
+from lens_core.filters.vision.models import found, model_files
 
 __all__ = ["LabelFilterConfig", "Output", "VisionConfig"]
 
@@ -21,6 +23,14 @@ class VisionConfig(ComponentConfig):
         description="Folder of a Hugging Face model (config.json, preprocessor_config.json, *.safetensors).",
     )
     device: str = Field("auto", description="Where it runs: auto, cpu, cuda, cuda:1, …")
+
+    def fingerprint(self) -> str:
+        """Hash of the paths, sizes and times of the model's files; see `lens_core.contracts.Filter`.
+
+        Raises:
+            ConfigError: there is no model.
+        """
+        return files.fingerprint(map(str, sorted(model_files(found(self.model, asked_by=self.type)))))
 
 
 class LabelFilterConfig(VisionConfig):

@@ -8,7 +8,7 @@ import torch
 import transformers
 
 from lens_core.errors import ArtifactError, ConfigError
-from lens_core.filters.vision.models import labels_of, model_hash, read_json
+from lens_core.filters.vision.models import labels_of, model_files, model_hash, read_json
 from lens_core.filters.vision.preprocess import Preprocessor
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ class _Model:
 
     def __init__(self, folder: Path, *, auto: Any, device: str):
         self.config = read_json(folder / "config.json")
-        self.hash = model_hash([*folder.glob("*.safetensors"), *folder.glob("*config.json")])
+        self.hash = model_hash(model_files(folder))
         self._preprocess = Preprocessor.from_folder(folder)
         self._device = _device(device)
         try:

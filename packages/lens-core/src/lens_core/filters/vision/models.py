@@ -18,7 +18,17 @@ from lens_core.specs import load_dotted
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["Classifier", "Embedder", "labels_of", "load_classifier", "load_embedder", "model_hash", "read_json"]
+__all__ = [
+    "Classifier",
+    "Embedder",
+    "found",
+    "labels_of",
+    "load_classifier",
+    "load_embedder",
+    "model_files",
+    "model_hash",
+    "read_json",
+]
 
 
 class Embedder(Protocol):
@@ -55,10 +65,26 @@ def load_embedder(path: str, *, asked_by: str, device: str) -> Embedder:
     return _load("lens_core.filters.vision.hugging_face:Embedder", path, asked_by, device, "vision")  # type: ignore[no-any-return]
 
 
-def _load(target: str, path: str, asked_by: str, device: str, extra: str) -> Any:
+def found(path: str, *, asked_by: str) -> Path:
+    """Where a model is.
+
+    Raises:
+        ConfigError: there is no such path.
+    """
     if not Path(path).exists():
         raise ConfigError(f"{asked_by}: there is no model at {path!r}; give the path of a folder on this machine")
-    return load_dotted(target, asked_by=asked_by, extra=f"lens-core[{extra}]")(Path(path), device=device)
+    return Path(path)
+
+
+def model_files(place: Path) -> list[Path]:
+    """What a model's answers depend on: in its folder, or beside its ONNX file."""
+    folder, weights = (place.parent, f"{place.stem}*") if place.suffix == ".onnx" else (place, "*.safetensors")
+    return [*folder.glob(weights), *folder.glob("*config.json")]
+
+
+def _load(target: str, path: str, asked_by: str, device: str, extra: str) -> Any:
+    place = found(path, asked_by=asked_by)
+    return load_dotted(target, asked_by=asked_by, extra=f"lens-core[{extra}]")(place, device=device)
 
 
 def read_json(file: Path) -> dict[str, Any]:

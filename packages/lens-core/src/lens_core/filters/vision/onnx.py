@@ -8,7 +8,7 @@ import numpy as np
 import onnxruntime
 
 from lens_core.errors import ArtifactError
-from lens_core.filters.vision.models import labels_of, model_hash, read_json
+from lens_core.filters.vision.models import labels_of, model_files, model_hash, read_json
 from lens_core.filters.vision.preprocess import Preprocessor
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ class Classifier:
     def __init__(self, file: Path, *, device: str):
         config_file = file.with_name("config.json")
         config = read_json(config_file) if config_file.exists() else {}
-        self.hash = model_hash([*file.parent.glob(f"{file.stem}*"), *file.parent.glob("*config.json")])
+        self.hash = model_hash(model_files(file))
         self._preprocess = Preprocessor.from_folder(file.parent)
         wanted = ["CPUExecutionProvider"]
         if device != "cpu" and "CUDAExecutionProvider" in onnxruntime.get_available_providers():

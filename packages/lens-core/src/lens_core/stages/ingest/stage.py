@@ -17,6 +17,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from lens_core.contracts import Verdict
+from lens_core.datasets import files
 from lens_core.errors import ImageError, LensError, StorageError
 from lens_core.images import Candidate
 from lens_core.stages.ingest.ledger import LEDGER, Ledger
@@ -59,8 +60,7 @@ def run(config: IngestStageConfig, context: StageContext) -> dict[str, Any]:
             if seen % 64 == 0:
                 measures.commit()
                 context.progress.update(seen, dropped=len(drops))
-                if context.should_stop():
-                    raise KeyboardInterrupt
+                context.stop_if_asked()
     if len(drops) > _SHOWN_DROPS:
         context.progress.note(f"dropped {len(drops) - _SHOWN_DROPS} more; all of them are in drops.jsonl")
     if len(drops) == seen:
@@ -79,8 +79,10 @@ def run(config: IngestStageConfig, context: StageContext) -> dict[str, Any]:
 
 
 def fingerprint(config: IngestStageConfig, *, registry: Registry, base: str, seed: int) -> str:
-    """What the source says of its own state, so that new files in a folder are noticed."""
-    return str(registry.build("datasets", config.source, base=base, seed=seed).fingerprint())
+    """What the source and the filters' models say of their own state, so that new files are noticed."""
+    source = str(registry.build("datasets", config.source, base=base, seed=seed).fingerprint())
+    models = [item.fingerprint() for item in config.filters if hasattr(item, "fingerprint")]
+    return " ".join([source, *models])
 
 
 class _Examiner:
@@ -100,7 +102,7 @@ class _Examiner:
         try:
             data = record.read()
         except (OSError, StorageError) as error:
-            return self._drop(None, record, "read", f"it cannot be read ({error})")
+            return self._drop(None, record, "read", files.as_text(f"it cannot be read ({error})"))
         key = image_key(data)
         candidate = Candidate(record.name, data)
         known = self._measures.of(key)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import openai
 from pydantic import BaseModel, Field
 
+from lens_core.config.endpoints import is_openai
 from lens_core.errors import LensError
 from lens_serve.rewriters.template import load_template, paragraph
 
@@ -65,7 +66,7 @@ class OpenAIRewriter:
     def __init__(self, config: OpenAIRewriterConfig):
         self.config = config
         key = os.environ.get(config.api_key_env)
-        if not key and config.is_openai:
+        if not key and is_openai(config.base_url):
             raise LensError(f"OpenAI needs an API key: export {config.api_key_env}=…")
         self._template = load_template(config.template)
         self.template = self._template.id
@@ -73,7 +74,7 @@ class OpenAIRewriter:
         self._client = openai.OpenAI(
             api_key=key or "none", base_url=config.base_url, timeout=config.timeout_s, max_retries=0
         )
-        limit = "max_completion_tokens" if config.is_openai else "max_tokens"
+        limit = "max_completion_tokens" if is_openai(config.base_url) else "max_tokens"
         self._options: dict[str, Any] = {limit: config.max_output_tokens}
         if config.temperature is not None:
             self._options["temperature"] = config.temperature

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from lens_core.config.base import ComponentConfig
+from lens_core.config.devices import DeviceName
 
 __all__ = ["TransformersLmConfig"]
 
@@ -25,4 +26,4 @@ class TransformersLmConfig(ComponentConfig):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="What it computes in; auto takes what the weights are stored in."
     )
-    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Where it runs.")
+    device: DeviceName = Field("auto", description="Where it runs.")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lens_core.errors import Stopped
+from lens_core.storage import urls
 from lens_serve.config import ServedModel, ServerBlocks, ServeSettings
 from lens_serve.launch import Serving
 
@@ -25,7 +27,8 @@ def run(config: ServeStageConfig, context: StageContext) -> dict[str, Any]:
         Stopped: the run was asked to stop; run again, it serves again.
     """
     settings = ServeSettings(
-        models=[ServedModel(name=artifact.name, folder=artifact.url) for artifact in context.inputs],
+        # Paths of the settings start where the pipeline is; those of artefacts, here.
+        models=[ServedModel(name=one.name, folder=urls.resolve(one.url, str(Path.cwd()))) for one in context.inputs],
         **{name: getattr(config, name) for name in ServerBlocks.model_fields},
     ).at(context.base)
     began = time.monotonic()

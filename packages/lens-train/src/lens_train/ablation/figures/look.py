@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import textwrap
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -118,9 +119,13 @@ def name_ends(axes: Axes, ends: Mapping[str, tuple[float, float]], colours: Mapp
 
 
 def subtitle(axes: Axes, told: str) -> None:
-    """A line below the title."""
-    axes.set_title(f"{axes.get_title(loc='left')}\n", loc="left", linespacing=1.25)
-    axes.annotate(told, (0, 1), (0, 6), "axes fraction", textcoords="offset points", fontsize=7.5, color=SOFT)
+    """Below the title, in as many lines as it takes beside the other panels of a row."""
+    spec = axes.get_subplotspec()
+    lines = textwrap.wrap(told, 126 // (spec.get_gridspec().ncols if spec else 1))
+    axes.set_title(axes.get_title(loc="left") + "\n" * len(lines), loc="left", linespacing=1.25)
+    axes.annotate(
+        "\n".join(lines), (0, 1), (0, 6), "axes fraction", textcoords="offset points", fontsize=7.5, color=SOFT
+    )
 
 
 def png(figure: Figure, *, palette: bool = True) -> bytes:

@@ -20,12 +20,13 @@ from lens_train.ablation.figures.look import (
     subtitle,
 )
 from lens_train.ablation.scaling import band
-from lens_train.ablation.sentences import in_short, skill_words, told_break_even, told_factor
+from lens_train.ablation.sentences import in_short, skill_words, times, told_factor, told_noise
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
     from lens_train.ablation.findings import Axis, Noise
     from lens_train.ablation.scaling import Band, Point
@@ -41,11 +42,10 @@ def axis_figure(axes_found: Sequence[Axis], colours: Mapping[str, str]) -> bytes
         colours: by name of the kind.
     """
     with style():
-        figure = new_figure(3.1)
-        panels = figure.subplots(1, len(axes_found), squeeze=False, sharey=True)[0]
+        figure, panels = _panels(len(axes_found))
         for axes, axis in zip(panels, axes_found, strict=True):
             draw_axis(axes, axis, colours, title=cut(skill_words(axis.skill)))
-        _finish(panels)
+        from_zero(panels[0])  # once all are drawn: it ends the fitting of the axis that they share
         return png(figure)
 
 
@@ -57,11 +57,10 @@ def noise_figure(noises: Sequence[Noise], colours: Mapping[str, str]) -> bytes:
         colours: by name of the arms.
     """
     with style():
-        figure = new_figure(3.1)
-        panels = figure.subplots(1, len(noises), squeeze=False, sharey=True)[0]
+        figure, panels = _panels(len(noises))
         for axes, noise in zip(panels, noises, strict=True):
             _draw_noise(axes, noise, colours)
-        _finish(panels)
+        from_zero(panels[0])  # once all are drawn: it ends the fitting of the axis that they share
         return png(figure)
 
 
@@ -76,9 +75,10 @@ def draw_axis(axes: Axes, axis: Axis, colours: Mapping[str, str], *, title: str)
         start, end = (float(np.interp(level, curves[name].y, curves[name].x)) for name in (long, short))
         arrow = {"arrowstyle": "->", "color": INK, "linewidth": 1.2, "shrinkA": 0, "shrinkB": 0}
         axes.annotate("", (end, 100 * level), (start, 100 * level), arrowprops=arrow)
-        told = f"{axis.factor.value:.1f}×"
         middle = (math.sqrt(start * end), 100 * level)
-        axes.annotate(told, middle, (0, 4), textcoords="offset points", ha="center", fontweight="bold")
+        axes.annotate(
+            times(axis.factor.value), middle, (0, 4), textcoords="offset points", ha="center", fontweight="bold"
+        )
     axes.set_xscale("log")
     axes.minorticks_off()
     places = sorted({point.x for point in (*axis.long, *axis.short)})
@@ -109,24 +109,31 @@ def _draw_noise(axes: Axes, noise: Noise, colours: Mapping[str, str]) -> None:
     axes.set_xlabel(f"{cut(noise.config.label, 40)}, %")
     axes.set_title(cut(skill_words(noise.skill)))
     plain(axes)
-    subtitle(axes, in_short(told_break_even(noise.cancelled)))
+    subtitle(axes, in_short(told_noise(noise)))
     name_ends(axes, {clean: (last, 100 * curve.y[-1]), rival: (last, level)}, colours)
 
 
 def _draw_band(axes: Axes, curve: Band, points: Sequence[Point], colour: str, *, percent_of_x: bool = False) -> None:
     scale = 100 if percent_of_x else 1
     x = scale * curve.x
-    low, high = 100 * np.clip(curve.low, 0, 1), 100 * np.clip(curve.high, 0, 1)
-    axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+    axes.fill_between(x, 100 * curve.low, 100 * curve.high, color=colour, alpha=0.15, linewidth=0)
     axes.plot(x, 100 * curve.y, color=colour, linewidth=1.8)
     for point in points:
         seeds = [100 * value for value in point.values]
         axes.plot([scale * point.x] * len(seeds), seeds, "o", color=colour, ms=3, alpha=0.6)
 
 
-def _finish(panels: Sequence[Axes]) -> None:
-    from_zero(panels[0])  # once all are drawn: it ends the fitting of the axis that they share
-    panels[0].set_ylabel("prompts drawn right, %")
+def _panels(count: int) -> tuple[Figure, list[Axes]]:
+    """A figure with so many panels, three in a row at most."""
+    rows = math.ceil(count / 3)
+    figure = new_figure(3.1 * rows)
+    grid = figure.subplots(rows, math.ceil(count / rows), squeeze=False, sharey=True)
+    panels = list(grid.flat)
+    for unused in panels[count:]:
+        unused.remove()
+    for first in grid[:, 0]:
+        first.set_ylabel("prompts drawn right, %")
+    return figure, panels[:count]
 
 
 def _apart(places: Sequence[float]) -> list[float]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
-from lens_core.config.base import ComponentConfig, Url
+from lens_core.config.base import ComponentConfig
+from lens_core.config.endpoints import EndpointUrl
 
 __all__ = ["DpgEvaluatorConfig"]
 
@@ -19,7 +20,7 @@ class DpgEvaluatorConfig(ComponentConfig):
 
     type: Literal["dpg"] = "dpg"
     prompts: str = Field(min_length=1, description="DPG-Bench's dpg_bench.csv, or a CSV or JSON Lines file like it.")
-    endpoint: Url = Field(min_length=1, description="Who answers: the URL up to and with /v1.")
+    base_url: EndpointUrl = Field(description="Who answers: the URL up to and with /v1.")
     model: str = Field(min_length=1, description="The vision model's name at the endpoint.")
     api_key_env: str = Field("OPENAI_API_KEY", description="Name of the environment variable that holds the API key.")
     samples: int = Field(4, gt=0, le=64, description="Pictures of each prompt.")
@@ -30,10 +31,3 @@ class DpgEvaluatorConfig(ComponentConfig):
     max_output_tokens: int = Field(1024, gt=0, le=65536, description="Of an answer, reasoning included.")
     retries: int = Field(6, ge=0, le=20, description="How often a request that failed is sent again.")
     timeout_s: float = Field(120.0, gt=0, le=3600, description="Seconds to wait for one answer.")
-
-    @field_validator("endpoint")
-    @classmethod
-    def _plain_http(cls, url: str) -> str:
-        if not url.startswith(("http://", "https://")):
-            raise ValueError("an endpoint starts with http:// or https://")
-        return url.rstrip("/")

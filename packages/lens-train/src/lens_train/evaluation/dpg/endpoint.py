@@ -8,11 +8,11 @@ import logging
 import os
 import re
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 import openai
 from PIL import Image
 
+from lens_core.config.endpoints import is_openai
 from lens_core.errors import LensError
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 __all__ = ["VisionEndpoint", "data_url", "yes_or_no"]
 
-_OPENAI = "api.openai.com"
 _FILTERED = {"content_filter", "content_policy_violation"}
 _INSTRUCTION = "Look at the picture and answer the question about it with one word: yes or no."
 
@@ -39,14 +38,13 @@ class VisionEndpoint:
     def __init__(self, config: DpgEvaluatorConfig):
         self._config = config
         key = os.environ.get(config.api_key_env)
-        is_openai = urlsplit(config.endpoint).hostname == _OPENAI
-        if not key and is_openai:
+        if not key and is_openai(config.base_url):
             raise LensError(f"OpenAI needs an API key: export {config.api_key_env}=…")
         # A server without keys gets a word in its place: the library insists on one.
         self._client = openai.OpenAI(
-            api_key=key or "none", base_url=config.endpoint, timeout=config.timeout_s, max_retries=config.retries
+            api_key=key or "none", base_url=config.base_url, timeout=config.timeout_s, max_retries=config.retries
         )
-        limit = "max_completion_tokens" if is_openai else "max_tokens"
+        limit = "max_completion_tokens" if is_openai(config.base_url) else "max_tokens"
         self._options: dict[str, Any] = {limit: config.max_output_tokens}
 
     def says_yes(self, picture: str, question: str) -> bool:
@@ -64,7 +62,7 @@ class VisionEndpoint:
             {"type": "image_url", "image_url": {"url": picture}},
         ]
         create: Any = self._client.chat.completions.create  # its overloads know no mappings
-        where = f"the vision model at {self._config.endpoint}"
+        where = f"the vision model at {self._config.base_url}"
         try:
             reply = create(model=self._config.model, messages=[{"role": "user", "content": content}], **self._options)
             said = reply.choices[0].message.content or ""

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from lens_core.config.base import first_mistake
 from lens_core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -116,9 +117,8 @@ def _checked(fields: dict[str, Any], file: Path, line: int) -> _Row:
     try:
         return _Row.model_validate(fields)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False)[0]
-        key, message = ".".join(map(str, first["loc"])), str(first["msg"])
-        raise ConfigError(message[0].lower() + message[1:], file=str(file), line=line, key=key) from error
+        key, message = first_mistake(error)
+        raise ConfigError(message, file=str(file), line=line, key=key) from error
 
 
 def _item(name: str, rows: dict[int, tuple[int, _Row]], file: Path) -> Item:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from lens_core.diffusion.device import DeviceName
+    from lens_core.config.devices import DeviceName
     from lens_train.evaluation.geneval.prompts import Colour
     from lens_train.evaluation.geneval.rules import Box
 

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from lens_core.config.base import ComponentConfig
+from lens_core.config.devices import DeviceName
 
 __all__ = ["GenevalEvaluatorConfig"]
 
@@ -30,4 +31,4 @@ class GenevalEvaluatorConfig(ComponentConfig):
     )
     threshold: float = Field(0.3, ge=0, lt=1, description="A detection counts if the detector is surer than this.")
     counting_threshold: float = Field(0.9, ge=0, lt=1, description="The same, where objects are counted.")
-    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Where detector and CLIP run.")
+    device: DeviceName = Field("auto", description="Where detector and CLIP run.")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from lens_core.diffusion.device import DeviceName
+    from lens_core.config.devices import DeviceName
 
 __all__ = ["MAX_OBJECTS", "ObjectDetector"]
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from lens_core.config.base import first_mistake
 from lens_core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -86,10 +87,8 @@ def read_prompts(file: Path) -> dict[int, GenevalPrompt]:
         try:
             prompts[number] = GenevalPrompt.model_validate_json(line)
         except ValidationError as error:
-            first = error.errors(include_url=False, include_context=False)[0]
-            key = ".".join(map(str, first["loc"])) or None
-            message = str(first["msg"]).removeprefix("Value error, ")
-            raise ConfigError(message[0].lower() + message[1:], file=str(file), line=number, key=key) from error
+            key, message = first_mistake(error)
+            raise ConfigError(message, file=str(file), line=number, key=key) from error
     if not prompts:
         raise ConfigError("there is no prompt in it", file=str(file))
     return prompts

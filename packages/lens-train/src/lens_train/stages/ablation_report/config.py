@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -13,6 +13,9 @@ __all__ = ["AblationReportStageConfig", "AxisConfig", "KindConfig", "NoiseConfig
 
 Arm = Annotated[str, Field(min_length=1, max_length=200)]
 Label = Annotated[str, Field(min_length=1, max_length=120)]
+_SKILLS: Any = Field(
+    default_factory=list, max_length=16, description="Skills that it is read at; none: those of `headline`."
+)
 
 
 class KindConfig(Config):
@@ -33,6 +36,7 @@ class AxisConfig(Config):
     )
     long: KindConfig = Field(description="The kind whose worth is asked for.")
     short: KindConfig = Field(description="Its rival.")
+    skills: list[Label] = _SKILLS
 
 
 class NoiseConfig(Config):
@@ -45,6 +49,7 @@ class NoiseConfig(Config):
         description="By arm, as ABLATION/ARM, the share that was wrong; 0: the clean arm.",
     )
     rival: Arm = Field(description="The arm, as ABLATION/ARM, whose accuracy is to be kept above.")
+    skills: list[Label] = _SKILLS
 
 
 class PriceConfig(Config):
@@ -68,10 +73,10 @@ class AblationReportStageConfig(StageConfig):
     type: Literal["ablation-report"] = "ablation-report"
     source: str | list[str] = Field(description="The ablations to report on; the first one is the main one.")
     title: Label = Field("Ablations", description="Heading of the page and of its first figure.")
-    baselines: dict[Arm, Arm | dict[Arm, Arm]] = Field(
+    baselines: dict[Arm, Arm | Annotated[list[Arm], Field(min_length=1)] | dict[Arm, Arm]] = Field(
         default_factory=dict,
-        description="By ablation the arm that others are compared with, as ARM or ABLATION/ARM, or for each arm its "
-        "own. Else the first arm.",
+        description="By ablation the arm that others are compared with, as ARM or ABLATION/ARM, or several of them, "
+        "one after the other, or for each arm its own. Else the first arm.",
     )
     headline: list[Label] = Field(
         ["single", "two"],

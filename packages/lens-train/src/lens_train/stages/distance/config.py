@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from lens_core.config.components import SamplerField
+from lens_core.config.devices import DeviceName, DtypeName
 from lens_core.config.stage import StageConfig
 
 __all__ = ["DistanceStageConfig"]
@@ -31,7 +32,7 @@ class DistanceStageConfig(StageConfig):
     sampler: SamplerField | None = Field(None, description="null takes the model's.")
     guidance: float | None = Field(None, ge=0, le=100, description="null takes the model's.")
     seed: int = Field(0, ge=0, description="Of the noise; the same for all models.")
-    dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
+    dtype: DtypeName | None = Field(
         None, description="What to compute in; null: float32 for the denoiser, the rest as stored."
     )
-    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Where to draw.")
+    device: DeviceName = Field("auto", description="Where to draw.")

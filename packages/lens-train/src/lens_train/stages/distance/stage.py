@@ -17,8 +17,8 @@ from lens_core.diffusion.text_to_image import Request, generate
 from lens_core.errors import ArtifactError, ConfigError, ImageError, LensError
 from lens_core.images import decode, fit
 from lens_core.storage import urls
+from lens_core.storage.captions import read_texts
 from lens_core.storage.shards import ShardReader
-from lens_train.data.training_set import captions_by_key
 from lens_train.evaluation.distances import frechet_distance, kernel_distance
 from lens_train.evaluation.features import PIXELS, features_by
 from lens_train.evaluation.measure import SCORES
@@ -58,7 +58,7 @@ def run(config: DistanceStageConfig, context: StageContext) -> dict[str, Any]:
     device, dtype = pick_device(config.device), pick_dtype(config.dtype)
     features = config.features if config.features == PIXELS else urls.resolve(config.features, context.base)
     features_of = features_by(features, device=str(device), asked_by=config.name)
-    captions = captions_by_key(sets[0], [config.layer] if config.layer else None)
+    captions = _captions(sets[0], config.layer)
     keys = sorted(captions)[: config.images]  # keys are hashes: their order is a lot
     context.progress.start(len(models) * len(keys), "pictures")
     real: dict[tuple[int, int], Images] = {}
@@ -79,7 +79,7 @@ def run(config: DistanceStageConfig, context: StageContext) -> dict[str, Any]:
                 f"{artifact.name} was trained on {seen[artifact.name]} of these {len(images)} images: its distance "
                 "tells nothing of images that it does not know"
             )
-        prompts = {key: captions[key][0] for key in images}
+        prompts = {key: captions[key] for key in images}
         drawn = _drawn(
             model,
             prompts,
@@ -113,6 +113,16 @@ def run(config: DistanceStageConfig, context: StageContext) -> dict[str, Any]:
         },
     )
     return {"pictures": sum(entry["n"] for entry in distances) // 2, "models": len(models), "left_out": left_out}
+
+
+def _captions(artifact: Artifact, layer: str | None) -> dict[str, str]:
+    """The first caption of each image, by its key."""
+    captions: dict[str, str] = {}
+    for key, text in read_texts(artifact, layers=[layer] if layer else None):
+        captions.setdefault(key, text)
+    if not captions:
+        raise LensError(f"{artifact.url}: no image has a caption")
+    return captions
 
 
 def _images(captions: Artifact, keys: Iterable[str], size: tuple[int, int], features_of: FeaturesOf) -> Images:

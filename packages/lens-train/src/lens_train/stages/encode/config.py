@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from lens_core.config.components import AutoencoderField
+from lens_core.config.devices import DeviceName
 from lens_core.config.stage import StageConfig
 from lens_train.data.config import ImageSizeField
 
@@ -27,4 +28,4 @@ class EncodeStageConfig(StageConfig):
         gt=0,
         description="How large a file of tokens grows; a stage that was killed goes on after the last full one.",
     )
-    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Where to encode.")
+    device: DeviceName = Field("auto", description="Where to encode.")

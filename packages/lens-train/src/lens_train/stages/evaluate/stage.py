@@ -10,12 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 from lens_core.diffusion.device import pick_device, pick_dtype
 from lens_core.diffusion.model_folder import load_model_folder
-from lens_train.evaluation.measure import ANSWERS, SCORES, Examinee, measure, pictures_of
+from lens_train.evaluation.measure import ANSWERS, SCORES, Examinee, measure, num_pictures
+from lens_train.evaluation.rewriting import rewrite, texts_of
 
 if TYPE_CHECKING:
+    from lens_core.config.base import ComponentConfig
+    from lens_core.contracts import Evaluator
     from lens_core.diffusion.loaded_model import LoadedModel
     from lens_core.pipeline.context import StageContext
     from lens_core.storage.artifacts import Artifact
+    from lens_train.evaluation.rewriting import Rewriting
     from lens_train.stages.evaluate.config import EvaluateStageConfig
 
 __all__ = ["ANSWERS", "SCORES", "own_style", "run"]
@@ -29,7 +33,8 @@ def run(config: EvaluateStageConfig, context: StageContext) -> dict[str, Any]:
     def load(artifact: Artifact) -> LoadedModel:
         return load_model_folder(artifact.url, registry=context.registry, dtype=dtype).to(device)
 
-    pictures = len(context.inputs) * pictures_of(evaluator.tasks())
+    rewriting = _rewriting(config.rewriter, config.seed, evaluator, context) if config.rewriter else None
+    pictures = len(context.inputs) * num_pictures(evaluator.tasks())
     context.progress.start(pictures, "pictures judged")
     measure(
         [
@@ -42,9 +47,21 @@ def run(config: EvaluateStageConfig, context: StageContext) -> dict[str, Any]:
         steps=config.steps,
         sampler=config.sampler,
         guidance=config.guidance,
+        rewriting=rewriting,
         on_picture=context.progress.update,
     )
     return {"pictures": pictures, "models": len(context.inputs)}
+
+
+def _rewriting(by: ComponentConfig, seed: int, evaluator: Evaluator, context: StageContext) -> Rewriting:
+    texts = texts_of(evaluator.tasks())
+    context.progress.start(len(texts), "prompts rewritten")
+
+    def on_text(done: int) -> None:
+        context.progress.update(done)
+        context.stop_if_asked()
+
+    return rewrite(texts, by, context.registry, seed=seed, on_text=on_text)
 
 
 def own_style(model: Artifact) -> str | None:

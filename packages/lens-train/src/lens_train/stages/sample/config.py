@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from lens_core.config.components import RewriterField, SamplerField
+from lens_core.config.devices import DeviceName
 from lens_core.config.stage import StageConfig
 
 __all__ = ["SampleStageConfig"]
@@ -26,4 +27,4 @@ class SampleStageConfig(StageConfig):
     sampler: SamplerField | None = Field(None, description="null takes the model's.")
     guidance: float | None = Field(None, ge=0, le=100, description="null takes the model's.")
     seed: int = Field(0, ge=0, description="Of the noise.")
-    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Where to draw.")
+    device: DeviceName = Field("auto", description="Where to draw.")

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from lens_core.config.base import Config
 from lens_core.config.components import AutoencoderField, ModelField, SamplerField, TextEncoderField
+from lens_core.config.devices import DeviceName
 from lens_core.config.stage import StageConfig
 from lens_train.data.config import DataConfig, ImageSizeField
 from lens_train.loop.budget import Budget
@@ -25,6 +26,7 @@ _FREE: Any = {
     "threads": True,
     "checkpoints": True,
     "data": True,
+    "optimizer": {"max_skipped"},
     "parallel": {"replicate", "shard", "timeout_s", "activation_checkpointing", "activation_budget"},
     "watch": {
         **dict.fromkeys(("log_every", "tensorboard", "wandb", "trackio", "profile"), True),
@@ -32,7 +34,8 @@ _FREE: Any = {
         "evaluate": {"at_least"},
     },
 }
-"""What a run may change on its way and go on: where and how fast it trains, what it logs, when its end is refused."""
+"""What a run may change on its way and go on: where and how fast it trains, what it logs, when it gives up, when its
+end is refused."""
 
 
 class CheckpointConfig(Config):
@@ -40,7 +43,9 @@ class CheckpointConfig(Config):
 
     every_s: float = Field(60, gt=0, description="Seconds between saves.")
     keep_last: int = Field(1, gt=0, description="How many of the latest saves are kept.")
-    keep_every: int | None = Field(None, gt=0, description="Saves at multiples of this many steps are kept as well.")
+    keep_every: int | None = Field(
+        None, gt=0, description="Saves at multiples of this many steps are kept as well, also when the stage is done."
+    )
 
 
 class TrainStageConfig(StageConfig):
@@ -81,7 +86,7 @@ class TrainStageConfig(StageConfig):
     watch: WatchConfig = Field(WatchConfig(), description="What is measured on the way.")
     threads: int | None = Field(None, gt=0, description="CPU threads; null takes what torch takes.")
     licence: str = Field("", description="What the weights may be used for; written into lens.json.")
-    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Where to train.")
+    device: DeviceName = Field("auto", description="Where to train.")
 
     def keyed(self) -> dict[str, Any]:
         """The settings that the model depends on, beyond rounding; with others, training begins anew."""

@@ -19,7 +19,7 @@ from lens_train.parallel.shard import compute_dtype, full_weights, shard
 from lens_train.watch.flops import CountedFlops, count_flops
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from lens_core.config.base import ComponentConfig
     from lens_core.contracts.diffusion import Autoencoder
@@ -59,6 +59,8 @@ class Parts:
     start: str | None = None
     _plain: dict[str, nn.Module] = field(default_factory=dict, init=False, repr=False)
     _counted: CountedFlops | None = field(default=None, init=False, repr=False)
+    recomputed_flops: Callable[[Sequence[int], Sequence[int]], float] | None = field(default=None, init=False)
+    """Of the denoiser's blocks, where full activation checkpointing computes them again, and it is known."""
 
     def flops(self, image_lengths: Sequence[int], text_lengths: Sequence[int]) -> float:
         """Training FLOPs of some samples: of the denoiser, and of the text encoder if that is trained."""
@@ -81,6 +83,12 @@ class Parts:
         if isinstance(config.method, LoraMethod):
             add_adapters(self.transformer, config.method, seed=seed)
             self._counted = count_flops(self.transformer)  # frozen weights take no gradient: no formula, a count
+        if config.parallel.activation_checkpointing == "full":
+            self.recomputed_flops = (
+                count_flops(self.transformer, policy="full").plus(self._counted, -1)
+                if self._counted
+                else getattr(self.transformer, "block_flops", None)
+            )
         if hasattr(self.transformer, "choose_attention"):
             self.transformer.choose_attention(world.device, compute_dtype(config.parallel, world.device))
         for name in self._plain:
@@ -132,13 +140,13 @@ class Parts:
                 file.rename(folder / file.name)
 
 
-def build_parts(config: TrainStageConfig, context: StageContext, texts: Sequence[str], start: str | None) -> Parts:
+def build_parts(config: TrainStageConfig, context: StageContext, texts: Iterable[str], start: str | None) -> Parts:
     """The parts to train, on the CPU.
 
     Args:
         config: of the stage.
         context: its surroundings.
-        texts: every caption, which a fresh text encoder learns its vocabulary from.
+        texts: every caption; read only if a fresh text encoder learns its vocabulary from them.
         start: a model folder to go on from.
 
     Raises:

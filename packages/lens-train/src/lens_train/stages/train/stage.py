@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lens_core.diffusion.device import pick_device
-from lens_core.errors import ConfigError
+from lens_core.errors import ConfigError, LensError, Stopped
 from lens_core.storage import artifacts, urls
+from lens_core.storage.captions import read_texts
 from lens_train.checkpoint.store import CheckpointStore
 from lens_train.checkpoint.writing import writing
 from lens_train.data.autoencoder_identity import identity
+from lens_train.data.images import MemoryImages
+from lens_train.data.pictures import images_of, latents_of
 from lens_train.data.text import Captions
-from lens_train.data.training_set import captions_by_key, latents_of, open_training_set, pictures_of
+from lens_train.data.training_set import open_training_set
 from lens_train.export.model_card import model_card
 from lens_train.launch import announce, world_of
 from lens_train.loop.metrics import METRICS, resolution
@@ -37,7 +40,7 @@ from lens_train.watch.sinks import TENSORBOARD
 from lens_train.watch.validation import Validation
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from lens_core.pipeline.context import StageContext
@@ -50,6 +53,8 @@ if TYPE_CHECKING:
     from lens_train.watch.watcher import Watcher
 
 __all__ = ["build_trainer", "run"]
+
+_STOPPED = "stopped while images were read; the same command reads them again"
 
 
 def run(config: TrainStageConfig, context: StageContext) -> dict[str, Any]:
@@ -83,6 +88,7 @@ def run(config: TrainStageConfig, context: StageContext) -> dict[str, Any]:
                 grid=f"{SAMPLES}/{grids[-1].name}" if grids else None,
             )
             _fill(folder, card, context)
+            trainer.store.hand_over(context.state_dir.with_name(f"{context.name}.checkpoints"))
     return stats
 
 
@@ -108,7 +114,7 @@ def _fill(folder: Path, card: str, context: StageContext) -> None:
 def _stats(trainer: Trainer, image_size: tuple[int, int]) -> dict[str, Any]:
     """What the manifest says of the training."""
     counters = asdict(trainer.counters)
-    del counters["skipped_in_a_row"]
+    del counters["skipped_in_a_row"], counters["unreadable"]
     return {
         **counters,
         "steps": counters.pop("step"),
@@ -133,42 +139,19 @@ def build_trainer(config: TrainStageConfig, context: StageContext) -> tuple[Trai
     announce(world, context)
     packs_of(0, world.rank, world.size, config.batch.packs_per_step)  # said before anything is loaded
     inputs = _by_type(config, context)
-    captions = inputs["captions"]
-    by_key = captions_by_key(captions, config.layers)
     start = config.start and urls.resolve(config.start, context.base)
     if "model" in inputs:
         start = inputs["model"].url
-    parts = build_parts(config, context, [text for own in by_key.values() for text in own], start)
+    texts = (text for _, text in read_texts(inputs["captions"], layers=config.layers))
+    parts = build_parts(config, context, texts, start)
     terms = build_terms(config, context, parts, world, latents="latents" in inputs)
-    stride = parts.autoencoder.stride
-    pictures = (
-        latents_of(inputs["latents"], by_key, autoencoder=identity(parts.autoencoder))
-        if "latents" in inputs
-        else pictures_of(captions, by_key, image_size=config.image_size, stride=stride, seed=context.seed)
-    )
     kept = _kept_folder(context, world)
-    context.progress.start(None, "images decoded")
-    data = open_training_set(
-        kept / MANIFEST,
-        pictures,
-        by_key,
-        memory_bytes=config.data.memory_gb * 1e9,
-        tokenize=parts.text_encoder.tokenize,
-        on_image=lambda done, total: context.progress.update(done),
-        world=world,
-        validation=config.watch.validation,
-        seed=context.seed,
-    )
-    if data.left_out:
-        in_all = data.left_out + len(data.manifest) + (len(data.held_out.manifest) if data.held_out else 0)
-        context.progress.note(
-            f"{data.left_out} of {in_all} images are left out: they have no caption, or cannot be decoded"
-        )
+    data = _training_set(kept / MANIFEST, inputs, parts, config, context, world)
     parts.place(config, world, seed=context.seed)
     source = SampleSource(
         manifest=data.manifest,
         costs=CostModel.fit(lambda n, m: parts.flops([n], [m])),
-        stride=stride,
+        stride=parts.autoencoder.stride,
         seed=context.seed,
         caption_dropout=config.objective.caption_dropout,
     )
@@ -184,7 +167,7 @@ def build_trainer(config: TrainStageConfig, context: StageContext) -> tuple[Trai
         sides=sorted({resolution(height, width) for height, width, _ in data.manifest.sizes}),
         flops=parts.flops,
         packs_per_step=config.batch.packs_per_step,
-        workers=config.data.workers,
+        workers=0 if isinstance(data.source, MemoryImages) else config.data.workers,
         objective=config.objective,
         prediction=parts.prediction,
         optimizer=config.optimizer,
@@ -200,16 +183,70 @@ def build_trainer(config: TrainStageConfig, context: StageContext) -> tuple[Trai
         ),
         folder=context.state_dir,
         watch=config.watch,
+        settings=config.model_dump(mode="json"),
         seed=context.seed,
         save_every_s=config.checkpoints.every_s,
         max_bad_samples=config.data.max_bad_samples,
         trainable_only=isinstance(config.method, LoraMethod),
         fixed_size=config.batch.fixed_size,
-        recomputes=config.parallel.activation_checkpointing == "full",
+        recomputed_flops=parts.recomputed_flops,
         terms=terms,
     )
     trainer.watchers += _watchers(trainer, parts, data, config, context)
     return trainer, parts
+
+
+def _training_set(
+    folder: Path,
+    inputs: Mapping[str, Artifact],
+    parts: Parts,
+    config: TrainStageConfig,
+    context: StageContext,
+    world: World,
+) -> TrainingSet:
+    """What is trained on; who watches is told what is left out.
+
+    Raises:
+        Stopped: the user asked for it.
+    """
+    captions = inputs["captions"]
+    pictures = (
+        latents_of(inputs["latents"], autoencoder=identity(parts.autoencoder))
+        if "latents" in inputs
+        else images_of(captions, image_size=config.image_size, stride=parts.autoencoder.stride, seed=context.seed)
+    )
+    context.progress.start(None, "images read")
+
+    def on_image(done: int, total: int) -> None:
+        context.progress.update(done)
+        if context.should_stop():
+            raise Stopped(_STOPPED)
+
+    try:
+        data = open_training_set(
+            folder,
+            pictures,
+            captions,
+            layers=config.layers,
+            memory_bytes=config.data.memory_gb * 1e9,
+            tokenize=parts.text_encoder.tokenize,
+            on_image=on_image,
+            world=world,
+            validation=config.watch.validation,
+            seed=context.seed,
+        )
+    except LensError as error:
+        if context.should_stop():  # and this rank heard of another's stop first
+            raise Stopped(_STOPPED) from error
+        raise
+    for key in data.undecodable:
+        context.progress.warn(f"image {key} cannot be decoded; it is left out")
+    if data.left_out:
+        in_all = data.left_out + len(data.manifest) + (len(data.held_out.manifest) if data.held_out else 0)
+        context.progress.note(
+            f"{data.left_out} of {in_all} images are left out: they have no caption, or cannot be decoded"
+        )
+    return data
 
 
 def _watchers(

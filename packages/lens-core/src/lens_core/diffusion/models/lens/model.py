@@ -28,7 +28,7 @@ from torch.utils.checkpoint import checkpoint
 from lens_core.diffusion.attention import AttentionBackend, AttentionPlan, attention_backend
 from lens_core.diffusion.attention.heads import joint_heads
 from lens_core.diffusion.attention.reference import ReferenceAttention
-from lens_core.diffusion.flops import denoiser_flops
+from lens_core.diffusion.flops import block_flops, denoiser_flops
 from lens_core.diffusion.norms import RMSNorm
 from lens_core.diffusion.ragged import RaggedBatch, offsets_of
 from lens_core.diffusion.segments import Segments
@@ -306,6 +306,10 @@ class LensTransformer2DModel(nn.Module):
         `text_gradient` makes no difference: the features pass a trained norm before the first product.
         """
         return denoiser_flops(self.config, image_lengths, text_lengths)
+
+    def block_flops(self, image_lengths: Sequence[int], text_lengths: Sequence[int]) -> float:
+        """Matmul FLOPs of the blocks' forward pass on segments of these lengths."""
+        return block_flops(self.config, image_lengths, text_lengths)
 
     def init_weights(self, seed: int) -> None:
         """Set weights to train from scratch, the same for the same seed.

@@ -21,7 +21,7 @@ from lens_core.diffusion.text_encoders.causal_lm.tokens import PromptTokens
 from lens_core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from lens_core.config.base import ComponentConfig
@@ -147,7 +147,7 @@ class CausalLMEncoder(FrozenLanguageModel):
     """Any causal language model that transformers knows, such as Qwen3."""
 
     @classmethod
-    def fit(cls, config: CausalLMConfig, captions: Sequence[str], *, seed: int = 0) -> CausalLMEncoder:
+    def fit(cls, config: CausalLMConfig, captions: Iterable[str], *, seed: int = 0) -> CausalLMEncoder:
         """The pretrained encoder to train a denoiser with, from `config.path`; captions and seed change nothing.
 
         Raises:

@@ -14,7 +14,7 @@ from lens_core.diffusion.text_encoders.gpt_oss.template import Template, check_p
 from lens_core.errors import ArtifactError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
     import torch
@@ -28,7 +28,7 @@ class GptOssEncoder(FrozenLanguageModel):
     """gpt-oss behind its template."""
 
     @classmethod
-    def fit(cls, config: GptOssConfig, captions: Sequence[str], *, seed: int = 0) -> GptOssEncoder:
+    def fit(cls, config: GptOssConfig, captions: Iterable[str], *, seed: int = 0) -> GptOssEncoder:
         """The encoder to train a denoiser with, from the model folder `config.path`; captions and seed change nothing.
 
         Raises:

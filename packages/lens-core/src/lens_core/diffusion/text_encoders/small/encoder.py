@@ -22,7 +22,7 @@ from lens_core.diffusion.weights.checkpoint import load_weights, save_weights
 from lens_core.errors import ArtifactError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
     from lens_core.diffusion.text_encoders.small.config import SmallTextEncoderConfig
@@ -53,7 +53,7 @@ class SmallTextEncoder(nn.Module):
         self.layers = nn.ModuleList(Layer(config.width, config.heads) for _ in range(config.layers))
 
     @classmethod
-    def fit(cls, config: SmallTextEncoderConfig, captions: Sequence[str], *, seed: int = 0) -> SmallTextEncoder:
+    def fit(cls, config: SmallTextEncoderConfig, captions: Iterable[str], *, seed: int = 0) -> SmallTextEncoder:
         """A fresh encoder whose vocabulary is learned from captions; the same for the same captions and seed."""
         encoder = cls(config, tokenizer=learn_vocabulary(captions, config.vocab_size))
         generator = torch.Generator().manual_seed(seed)
@@ -151,7 +151,7 @@ class Layer(nn.Module):
         return x_TE + self.w2(F.silu(self.w1(y_TE)) * self.w3(y_TE))
 
 
-def learn_vocabulary(captions: Sequence[str], vocab_size: int) -> str:
+def learn_vocabulary(captions: Iterable[str], vocab_size: int) -> str:
     """Byte-level byte pairs learned from captions, as the JSON of a `tokenizers` tokenizer."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)

@@ -1,0 +1,1 @@
+"""Captions that the images bring with them."""
