@@ -138,6 +138,9 @@ class World:
         """Close the groups; the others need not be there."""
         if self.size > 1:
             dist.destroy_process_group()
+            # A group's threads end with the last reference to it. One that is late may still hold the tensor it moved
+            # last and needs the interpreter to free it; where that is being torn down, the process would abort.
+            self.control = self.patient = self.saving = None
 
     @property
     def is_main(self) -> bool:
