@@ -34,7 +34,7 @@ def table_of(positions, axes):
 
 
 def table(grids, texts, axes=AXES):
-    return torch.cat(rope_table(torch.tensor(grids), offsets_of(texts), axes))[:, 0].numpy()
+    return torch.cat(rope_table(torch.tensor(grids), offsets_of(texts), axes, torch.device("cpu")))[:, 0].numpy()
 
 
 def whole_positions(column):

@@ -9,9 +9,11 @@ import torch
 from lens_core.errors import ConfigError, LensError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from lens_core.config.devices import DeviceName
 
-__all__ = ["pick_device", "pick_dtype"]
+__all__ = ["pick_device", "pick_dtype", "send"]
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -30,6 +32,11 @@ def pick_device(name: DeviceName) -> torch.device:
     if not has[name]:
         raise LensError(f"device: {name} is not available on this machine; use auto or cpu")
     return torch.device(name)
+
+
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the CPU, on a device; unlike `to`, without waiting until a GPU has done what it was asked before."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def pick_dtype(name: str | None) -> torch.dtype | None:

@@ -4,7 +4,7 @@ Suffixes: N tokens of all segments, G segments, D channels.
 
 Modulation (adaptive norm) is computed once per segment and used by every token of it. Where all segments are equally
 long this is broadcasting; otherwise it is a gather, whose plain backward on a GPU adds with atomics in a random order.
-A segment's tokens lie together, so the backward here is a sum over each segment in turn: deterministic.
+The backward here is a sum over each segment in turn, or a matrix product: deterministic.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from lens_core.diffusion.device import send
 from lens_core.diffusion.norms import rms_scale, unit_rms_backward
 
 if TYPE_CHECKING:
@@ -33,8 +34,8 @@ class Segments:
     def __init__(self, lengths: Sequence[int], device: torch.device):
         self.count = len(lengths)
         self._uniform = bool(lengths) and len(set(lengths)) == 1
-        self.lengths = torch.tensor(lengths, dtype=torch.long, device=device)
-        self.index = torch.repeat_interleave(torch.tensor(lengths, dtype=torch.long)).to(device)
+        lengths_G = send(torch.tensor(lengths, dtype=torch.long), device)
+        self.index = torch.repeat_interleave(lengths_G, output_size=sum(lengths))
 
     @property
     def uniform(self) -> bool:
@@ -62,16 +63,17 @@ class Segments:
         return rows_GD[:, None] if self.uniform else rows_GD.index_select(0, self.index)
 
     def sums(self, x_ND: Tensor) -> Tensor:
-        """The sum over each segment's tokens [G, D], in float32 at least; takes `fold`'s shape too."""
+        """The sum over each segment's tokens [G, D], added in float32 at least; takes `fold`'s shape too."""
         exact = torch.promote_types(x_ND.dtype, torch.float32)
         if self.uniform:
             return self.fold(x_ND).sum(1, dtype=exact)
         if x_ND.device.type == "cpu" and not torch.compiler.is_compiling():
-            # Here, index_add_ goes row by row: as deterministic as segment_reduce, and ten times faster. Compiled, it
-            # adds with atomics.
             zeros = x_ND.new_zeros(self.count, x_ND.shape[-1], dtype=exact)
             return zeros.index_add_(0, self.index, x_ND.to(exact))
-        return torch.segment_reduce(x_ND.to(exact), "sum", lengths=self.lengths, axis=0, initial=0, unsafe=True)
+        # Elsewhere index_add_ adds with atomics, and segment_reduce goes row by row. A product with the matrix of which
+        # token is whose reads the tokens once; it adds in float32, and rounds to the tokens' own dtype.
+        segments_G1 = torch.arange(self.count, device=x_ND.device)[:, None]
+        return (self.index == segments_G1).to(x_ND.dtype) @ x_ND
 
 
 # Autograd brings a gradient to the dtype of what it belongs to: sums stay exact until then.

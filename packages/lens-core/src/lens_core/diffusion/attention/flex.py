@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from lens_core.diffusion.attention.plan import AttentionPlan, places_of
+from lens_core.diffusion.device import send
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,7 +46,7 @@ class FlexAttention:
         # A whole number of blocks, so that few shapes are compiled; the rows beyond belong to a segment of their own.
         rows = -(-tokens // BLOCK) * BLOCK
         segment_R = torch.full((rows,), len(joint), device=device)
-        segment_R[:tokens] = torch.repeat_interleave(size_G).to(device)
+        segment_R[:tokens] = torch.repeat_interleave(send(size_G, device), output_size=tokens)
 
         def same_segment(_b: Tensor, _h: Tensor, query: Tensor, key: Tensor) -> Tensor:
             return segment_R[query] == segment_R[key]
@@ -53,7 +54,7 @@ class FlexAttention:
         return MaskedPlan(
             rows=rows,
             sections=(rows,),
-            places=tuple(p.to(device) for p in places_of(lengths, (size_G.cumsum(0) - size_G).tolist())),
+            places=places_of(lengths, (size_G.cumsum(0) - size_G).tolist(), device),
             holes=torch.arange(tokens, rows, device=device) if rows > tokens else None,
             mask=create_block_mask(same_segment, None, None, rows, rows, device=device) if tokens else None,
         )

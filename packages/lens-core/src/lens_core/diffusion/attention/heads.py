@@ -66,38 +66,50 @@ def _pairs(x: Tensor) -> Tensor:
 
 
 class _JointHeads(torch.autograd.Function):
+    """Written twice: for a compiler, which fuses what is read but not what is written in pieces, and in place."""
+
     @staticmethod
     def forward(ctx: Any, plan: AttentionPlan, rope_RP2: Tensor, eps: float, *inputs: Tensor) -> tuple[Tensor, ...]:
         half = len(inputs) // 2
-        projections, weights = inputs[:half], inputs[half:]
-        heads = projections[0].unflatten(-1, (3, -1, weights[0].shape[-1]))
-        rows = plan.blank(heads)
-        units, scales = [], []
-        for place, qkv_ND, weight_2P in zip(plan.places or (), projections, weights, strict=True):
-            qkv = qkv_ND.view(-1, *heads.shape[1:])
-            scale = rms_scale(qkv[:, :2], eps)
-            unit = (qkv[:, :2] * scale).to(qkv.dtype)
-            rows[:, :2].index_copy_(0, place, (unit * weight_2P[:, None]).to(qkv.dtype))
-            rows[:, 2].index_copy_(0, place, qkv[:, 2])
-            units.append(unit)
-            scales.append(scale)
-        rotate(rows[:, :2], rope_RP2[:, None], out=rows[:, :2])
+        weights = inputs[half:]
+        streams = [qkv_ND.unflatten(-1, (3, -1, weights[0].shape[-1])) for qkv_ND in inputs[:half]]
+        scales = [rms_scale(qkv[:, :2], eps) for qkv in streams]
+        units = [(qkv[:, :2] * scale).to(qkv.dtype) for qkv, scale in zip(streams, scales, strict=True)]
         ctx.plan = plan
         ctx.save_for_backward(rope_RP2, *weights, *units, *scales)
-        return tuple(x for section in rows.split(plan.cuts) for x in section.unbind(1))
+        weighted = ((unit * weight[:, None]).to(unit.dtype) for unit, weight in zip(units, weights, strict=True))
+        if torch.compiler.is_compiling():
+            pairs = list(weighted)
+            q, k = (rotate(plan.scatter(*(pair[:, i] for pair in pairs)), rope_RP2) for i in range(2))
+            return q, k, plan.scatter(*(qkv[:, 2] for qkv in streams))
+        rows = plan.blank(streams[0])
+        for place, qkv, pair in zip(plan.places or (), streams, weighted, strict=True):
+            rows[:, :2].index_copy_(0, place, pair)
+            rows[:, 2].index_copy_(0, place, qkv[:, 2])
+        rotate(rows[:, :2], rope_RP2[:, None], out=rows[:, :2])
+        return tuple(x for section in rows.split(plan.sections) for x in section.unbind(1))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         plan, (rope_RP2, *saved) = ctx.plan, ctx.saved_tensors
         third = len(saved) // 3
-        weights, units, scales = saved[:third], saved[third : 2 * third], saved[2 * third :]
+        normed = list(zip(saved[:third], saved[third : 2 * third], saved[2 * third :], strict=True))
+        projection_grads, weight_grads = [], []
+        if torch.compiler.is_compiling():
+            q, k, v = grads
+            pairs = zip(*(plan.gather(rotate(x, rope_RP2, back=True)) for x in (q, k)), strict=True)
+            for pair, v_NAP, (weight_2P, unit, scale) in zip(pairs, plan.gather(v), normed, strict=True):
+                parts = list(zip(pair, weight_2P, unit.unbind(1), scale.unbind(1), strict=True))
+                weight_grads.append(torch.stack([(grad * unit).sum((0, 1)) for grad, _, unit, _ in parts]))
+                qk = [unit_rms_backward(grad * weight_P, unit, scale) for grad, weight_P, unit, scale in parts]
+                projection_grads.append(torch.stack([*qk, v_NAP], 1).flatten(1))
+            return None, None, None, *projection_grads, *weight_grads
         rows = grads[0].new_empty(plan.rows, 3, *grads[0].shape[1:])
-        parts = zip(rows.split(plan.cuts), rope_RP2.split(plan.cuts), strict=True)
-        for number, (section, rope) in enumerate(parts):
+        sections = zip(rows.split(plan.sections), rope_RP2.split(plan.sections), strict=True)
+        for number, (section, rope) in enumerate(sections):
             q, k, v = grads[3 * number : 3 * number + 3]
             section[:, 0], section[:, 1], section[:, 2] = rotate(q, rope, back=True), rotate(k, rope, back=True), v
-        projection_grads, weight_grads = [], []
-        for grad, weight_2P, unit, scale in zip(plan.gather(rows), weights, units, scales, strict=True):
+        for grad, (weight_2P, unit, scale) in zip(plan.gather(rows), normed, strict=True):
             weighted = grad[:, :2]
             weight_grads.append((weighted * unit).sum(0).sum(1))  # in this order both sums run along memory
             grad[:, :2] = unit_rms_backward(weighted * weight_2P[:, None], unit, scale)

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from lens_core.diffusion.device import send
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -49,6 +51,8 @@ class AttentionPlan:
         """`join` without a gradient."""
         if self.places is None:
             return streams[0]
+        if torch.compiler.is_compiling():
+            return self._look_up(streams)
         rows = self.blank(streams[0])
         for place, stream in zip(self.places, streams, strict=True):
             rows.index_copy_(0, place, stream)
@@ -56,16 +60,20 @@ class AttentionPlan:
 
     def blank(self, like: Tensor) -> Tensor:
         """Rows [R, …] for streams to be written into: zero where no token lies, and whatever elsewhere."""
-        shape = (self.rows, *like.shape[1:])
-        if torch.compiler.is_compiling():  # that code is the same for all batches
-            return like.new_zeros(shape)
-        rows = like.new_empty(shape)
+        rows = like.new_empty(self.rows, *like.shape[1:])
         return rows if self.holes is None else rows.index_fill_(0, self.holes, 0.0)
 
-    @property
-    def cuts(self) -> tuple[int, ...]:
-        """The sections to hand to the backend: all rows in one by compiled code, which knows of no groups."""
-        return (self.rows,) if torch.compiler.is_compiling() else self.sections
+    def _look_up(self, streams: Sequence[Tensor]) -> Tensor:
+        """`scatter` for a compiler, which fuses reading with what makes the tokens, and writing with nothing."""
+        rows = streams[0].new_zeros(())
+        for place, stream in zip(self.places or (), streams, strict=True):
+            if len(place):
+                token_R = place.new_full((self.rows,), -1).index_copy(
+                    0, place, torch.arange(len(place), device=place.device)
+                )
+                found = stream.index_select(0, token_R.clamp(min=0))
+                rows = torch.where((token_R >= 0).view(-1, *[1] * (found.ndim - 1)), found, rows)
+        return rows
 
     def gather(self, rows: Tensor) -> tuple[Tensor, ...]:
         """`part` without a gradient."""
@@ -80,17 +88,17 @@ def holes_of(places: Sequence[Tensor], rows: int) -> Tensor | None:
     return None if bool(taken.all()) else (~taken).nonzero()[:, 0]
 
 
-def places_of(lengths: Sequence[Sequence[int]], starts: Sequence[int]) -> tuple[Tensor, ...]:
-    """For each stream the row of each token, where segment g begins at row `starts[g]`; on the CPU.
+def places_of(lengths: Sequence[Sequence[int]], starts: Sequence[int], device: torch.device) -> tuple[Tensor, ...]:
+    """For each stream the row of each token, where segment g begins at row `starts[g]`.
 
     A segment's rows hold its tokens of the first stream, then of the second.
     """
-    places, next_G = [], torch.tensor(starts)
+    places, next_G = [], send(torch.tensor(starts), device)
     for stream in lengths:
-        size_G = torch.tensor(stream)
-        segment_N = torch.repeat_interleave(size_G)
-        inside_N = torch.arange(len(segment_N)) - (size_G.cumsum(0) - size_G)[segment_N]
-        places.append(next_G[segment_N] + inside_N)
+        size_G = send(torch.tensor(stream), device)
+        ahead_G = next_G - (size_G.cumsum(0) - size_G)
+        count = sum(stream)
+        places.append(torch.arange(count, device=device) + torch.repeat_interleave(ahead_G, size_G, output_size=count))
         next_G = next_G + size_G
     return tuple(places)
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lens_core.diffusion.attention.plan import AttentionPlan, holes_of, places_of
+from lens_core.diffusion.device import send
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -58,20 +59,20 @@ class ReferenceAttention:
             mask = None
             if joint[members[0]] < size:
                 real = torch.arange(size) < torch.tensor([joint[g] for g in members])[:, None]
-                mask = real.view(len(members), 1, 1, size).to(device)
+                mask = send(real.view(len(members), 1, 1, size), device)
             groups.append(Group(count=len(members), size=size, mask=mask))
             for member in members:
                 starts[member] = row
                 row += size
         if len(lengths) == 1 and (not groups or (len(groups) == 1 and groups[0].mask is None)):
             return GroupedPlan(rows=row, sections=(row,), places=None, holes=None, groups=tuple(groups))
-        places = places_of(lengths, starts)
+        places = places_of(lengths, starts, torch.device("cpu"))
         holes = holes_of(places, row) if row > sum(joint) else None
         return GroupedPlan(
             rows=row,
             sections=tuple(group.count * group.size for group in groups) or (0,),
-            places=tuple(place.to(device) for place in places),
-            holes=None if holes is None else holes.to(device),
+            places=tuple(send(place, device) for place in places),
+            holes=None if holes is None else send(holes, device),
             groups=tuple(groups),
         )
 
@@ -88,7 +89,7 @@ def _attend(sections: Sequence[Heads], plan: AttentionPlan) -> Tensor:
     assert isinstance(plan, GroupedPlan)
     if not plan.groups:
         return sections[0][2]  # which holds no token
-    if len(sections) < len(plan.groups):  # by compiled code, see AttentionPlan.cuts
+    if len(sections) < len(plan.groups):  # by compiled code, which knows of no groups
         sections = list(zip(*(x.split(plan.sections) for x in sections[0]), strict=True))
     outputs = []
     for group, heads in zip(plan.groups, sections, strict=True):

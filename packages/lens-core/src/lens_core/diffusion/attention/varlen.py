@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 
 from lens_core.diffusion.attention.plan import AttentionPlan, places_of
+from lens_core.diffusion.device import send
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,13 +41,13 @@ class VarlenAttention:
         offsets = [0, *accumulate(joint)]
         places = None
         if len(lengths) > 1:
-            places = tuple(place.to(device) for place in places_of(lengths, offsets[:-1]))
+            places = places_of(lengths, offsets[:-1], device)
         return PackedPlan(
             rows=offsets[-1],
             sections=(offsets[-1],),
             places=places,
             holes=None,
-            offsets=torch.tensor(offsets, dtype=torch.int32, device=device),
+            offsets=send(torch.tensor(offsets, dtype=torch.int32), device),
             longest=max(joint, default=0),
         )
 

@@ -28,6 +28,7 @@ from torch.utils.checkpoint import checkpoint
 from lens_core.diffusion.attention import AttentionBackend, AttentionPlan, attention_backend
 from lens_core.diffusion.attention.heads import joint_heads
 from lens_core.diffusion.attention.reference import ReferenceAttention
+from lens_core.diffusion.device import send
 from lens_core.diffusion.flops import block_flops, denoiser_flops
 from lens_core.diffusion.norms import RMSNorm
 from lens_core.diffusion.ragged import RaggedBatch, offsets_of
@@ -236,12 +237,12 @@ class LensTransformer2DModel(nn.Module):
         if key not in batch.derived:
             lengths = batch.image_lengths, batch.text_lengths
             joint = self.attention.plan(*lengths, device=device)
-            rope_NP, rope_TP = rope_table(batch.grids, batch.text_offsets, self.axes_dims_rope)
+            ropes = rope_table(batch.grids, batch.text_offsets, self.axes_dims_rope, device)
             batch.derived[key] = Layout(
                 image=Segments(lengths[0], device),
                 text=Segments(lengths[1], device),
                 joint=joint,
-                rope_RP2=torch.view_as_real(joint.join(rope_NP.to(device), rope_TP.to(device))),
+                rope_RP2=torch.view_as_real(joint.join(*ropes)),
             )
         layout: Layout = batch.derived[key]
         return layout
@@ -522,7 +523,7 @@ def timestep_embedding(timestep_G: Tensor) -> Tensor:
     return torch.cat([angle_GK.cos(), angle_GK.sin()], dim=-1)
 
 
-def rope_table(grids: Tensor, text_offsets: Tensor, axes: Sequence[int]) -> tuple[Tensor, Tensor]:
+def rope_table(grids: Tensor, text_offsets: Tensor, axes: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
     """Rotary positions of all image tokens and of all text tokens: complex64 [N, 1, P/2], [T, 1, P/2].
 
     Height and width are centred (n rows have positions -(n - n//2) … n//2 - 1), the frame is 0. Text starts just
@@ -532,24 +533,26 @@ def rope_table(grids: Tensor, text_offsets: Tensor, axes: Sequence[int]) -> tupl
         grids: [G, 2], height and width of each segment in tokens.
         text_offsets: int32 [G+1].
         axes: channels for frame, height, width.
+        device: of the table. What is uploaded is small, and the rest is made there.
     """
-    grids, offsets = grids.long(), text_offsets.long()
+    tokens, texts = int(grids.prod(-1).sum()), int(text_offsets[-1])
+    grids, offsets = send(grids.long(), device), send(text_offsets.long(), device)
     area_G = grids.prod(-1)
-    inside_N = torch.arange(int(area_G.sum())) - torch.repeat_interleave(area_G.cumsum(0) - area_G, area_G)
-    height_N, width_N = torch.repeat_interleave(grids, area_G, dim=0).unbind(-1)
+    segment_N = torch.repeat_interleave(area_G, output_size=tokens)
+    inside_N = torch.arange(tokens, device=device) - (area_G.cumsum(0) - area_G)[segment_N]
+    height_N, width_N = grids[segment_N].unbind(-1)
     row_N = inside_N // width_N - (height_N - height_N // 2)
     column_N = inside_N % width_N - (width_N - width_N // 2)
     # Text token number i of all stands at (start of its segment's text) + (i - where that text begins).
     start_G = (grids // 2).amax(-1) - offsets[:-1]
-    text_T = torch.arange(int(offsets[-1])) + torch.repeat_interleave(start_G, offsets.diff())
+    start_T = torch.repeat_interleave(start_G, offsets.diff(), output_size=texts)
+    text_T = torch.arange(texts, device=device) + start_T
     image_N3 = torch.stack([torch.zeros_like(row_N), row_N, column_N], dim=-1)
     position_M3 = torch.cat([image_N3, text_T[:, None].expand(-1, 3)]).float()
-    angles = [
-        position_M3[:, axis, None] * (1.0 / ROPE_THETA ** (torch.arange(0, size, 2, dtype=torch.float32) / size))
-        for axis, size in enumerate(axes)
-    ]
-    angle_MP = torch.cat(angles, dim=-1)[:, None]
-    image, text = torch.polar(torch.ones_like(angle_MP), angle_MP).split([len(row_N), len(text_T)])
+    axis_P = torch.repeat_interleave(torch.tensor(axes) // 2)
+    rate_P = torch.cat([1.0 / ROPE_THETA ** (torch.arange(0, size, 2, dtype=torch.float32) / size) for size in axes])
+    angle_MP = (position_M3.index_select(1, send(axis_P, device)) * send(rate_P, device))[:, None]
+    image, text = torch.polar(torch.ones_like(angle_MP), angle_MP).split([tokens, texts])
     return image, text
 
 
