@@ -240,8 +240,8 @@ def run(bench: Bench, case: Case) -> dict[str, Any]:
         row = {"problem": "not enough memory"}
     except RuntimeError as error:
         row = {"problem": str(error).strip().splitlines()[0][:100]}
-    gc.collect()
     torch._dynamo.reset()  # graphs of another case count against the same limit
+    gc.collect()
     if bench.device.type == "cuda":
         torch.cuda.empty_cache()
     return asdict(case) | row

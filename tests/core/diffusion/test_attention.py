@@ -189,6 +189,18 @@ def test_backends_agree_on_a_gpu(streams, name):
             torch.testing.assert_close(ours.grad.cpu().double(), theirs.grad, rtol=0, atol=3e-2)
 
 
+@pytest.mark.parametrize("streams", [*STREAMS, ([0, 0], [0, 0])], ids=str)
+@pytest.mark.parametrize("name", BACKENDS)
+def test_rows_are_the_same_by_look_up(streams, name, monkeypatch):
+    """As a compiler is given them."""
+    plan = attention_backend(name).plan(*streams, device=CPU)
+    sizes = [sum(lengths) for lengths in streams]
+    tokens = torch.arange(1.0, 1 + 8 * sum(sizes)).view(-1, HEADS, CHANNELS)
+    written = plan.join(*tokens.split(sizes))
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert torch.equal(plan.join(*tokens.split(sizes)), written)
+
+
 @pytest.mark.parametrize("streams", STREAMS, ids=str)
 def test_layout_of_variable_lengths_has_no_holes(streams):
     """The kernels need a GPU, their layout does not: segments one after another, as their offsets say."""

@@ -52,6 +52,13 @@ def check_against_loop(operation, lengths):
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-13)
 
 
+@pytest.fixture(params=[False, True], ids=["plain", "for-a-compiler"])
+def _path(request, monkeypatch):
+    """What a compiler, and a GPU, are given is run as it stands."""
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: request.param)
+
+
+@pytest.mark.usefixtures("_path")
 @pytest.mark.parametrize("operation", OPERATIONS)
 @pytest.mark.parametrize("lengths", LENGTHS, ids=str)
 def test_equals_a_loop(operation, lengths):
@@ -71,6 +78,7 @@ def test_gradients_are_derivatives(operation, lengths):
     assert torch.autograd.gradcheck(operate, inputs_of(operation, lengths))
 
 
+@pytest.mark.usefixtures("_path")
 @pytest.mark.parametrize("lengths", [[4096, 1], [4096, 4096]], ids=str)
 def test_many_small_gradients_add_up_in_bfloat16(lengths):
     """Added one by one in bfloat16, a sum of ones ends at 256."""

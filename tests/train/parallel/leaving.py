@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from lens_train.parallel.config import ParallelConfig
 from lens_train.parallel.world import World
 
 
@@ -21,6 +22,7 @@ def threads():
 
 def main():
     world = World.join(torch.device("cpu"), timeout_s=60)
+    world.mesh(ParallelConfig())
     world.meet("the beginning")
     world.barrier("the end")
     print(*threads())

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from lens_core.config.devices import DeviceName
 
-__all__ = ["pick_device", "pick_dtype", "send"]
+__all__ = ["layout_device", "pick_device", "pick_dtype", "send"]
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -34,9 +34,19 @@ def pick_device(name: DeviceName) -> torch.device:
     return torch.device(name)
 
 
+def layout_device(device: torch.device) -> torch.device:
+    """Where to work out the places of a batch's tokens: on a CUDA device, so that it need not wait for the CPU.
+
+    For all others it is the CPU. Little is to be worked out, and not all have integer arithmetic.
+    """
+    return device if device.type == "cuda" else torch.device("cpu")
+
+
 def send(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the CPU, on a device; unlike `to`, without waiting until a GPU has done what it was asked before."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+    """A tensor on a device; unlike `to`, without waiting until a GPU has done what it was asked before."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 def pick_dtype(name: str | None) -> torch.dtype | None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lens_core.diffusion.device import send
+from lens_core.diffusion.device import layout_device, send
 from lens_core.diffusion.norms import rms_scale, unit_rms_backward
 
 if TYPE_CHECKING:
@@ -34,8 +34,8 @@ class Segments:
     def __init__(self, lengths: Sequence[int], device: torch.device):
         self.count = len(lengths)
         self._uniform = bool(lengths) and len(set(lengths)) == 1
-        lengths_G = send(torch.tensor(lengths, dtype=torch.long), device)
-        self.index = torch.repeat_interleave(lengths_G, output_size=sum(lengths))
+        lengths_G = send(torch.tensor(lengths, dtype=torch.long), layout_device(device))
+        self.index = torch.repeat_interleave(lengths_G, output_size=sum(lengths)).to(device)
 
     @property
     def uniform(self) -> bool:
@@ -63,20 +63,20 @@ class Segments:
         return rows_GD[:, None] if self.uniform else rows_GD.index_select(0, self.index)
 
     def sums(self, x_ND: Tensor) -> Tensor:
-        """The sum over each segment's tokens [G, D], added in float32 at least; takes `fold`'s shape too."""
+        """The sum over each segment's tokens [G, D]; takes `fold`'s shape too."""
         exact = torch.promote_types(x_ND.dtype, torch.float32)
         if self.uniform:
             return self.fold(x_ND).sum(1, dtype=exact)
         if x_ND.device.type == "cpu" and not torch.compiler.is_compiling():
             zeros = x_ND.new_zeros(self.count, x_ND.shape[-1], dtype=exact)
             return zeros.index_add_(0, self.index, x_ND.to(exact))
-        # Elsewhere index_add_ adds with atomics, and segment_reduce goes row by row. A product with the matrix of which
-        # token is whose reads the tokens once; it adds in float32, and rounds to the tokens' own dtype.
+        # On a CPU index_add_ goes row by row. Elsewhere it adds with atomics, and segment_reduce is slow: a product
+        # with the matrix of which token is whose reads them once. In bfloat16 it rounds, as autograd would right after.
         segments_G1 = torch.arange(self.count, device=x_ND.device)[:, None]
         return (self.index == segments_G1).to(x_ND.dtype) @ x_ND
 
 
-# Autograd brings a gradient to the dtype of what it belongs to: sums stay exact until then.
+# Autograd brings a gradient to the dtype of what it belongs to: sums may be more exact than that.
 
 
 class _Modulate(torch.autograd.Function):

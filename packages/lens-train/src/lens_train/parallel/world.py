@@ -139,8 +139,10 @@ class World:
         if self.size > 1:
             dist.destroy_process_group()
             # A group's threads end with the last reference to it. One that is late may still hold the tensor it moved
-            # last and needs the interpreter to free it; where that is being torn down, the process would abort.
+            # last and needs the interpreter to free it; where that is being torn down, the process would abort. FSDP
+            # keeps the default group for itself: its last tensor came long before those of `control`.
             self.control = self.patient = self.saving = None
+            self._meshes.clear()
 
     @property
     def is_main(self) -> bool:

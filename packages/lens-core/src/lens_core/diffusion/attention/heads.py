@@ -48,8 +48,7 @@ def rotate(x_RAP: Tensor, rope_RP2: Tensor, out: Tensor | None = None, *, back: 
         cos, sin = rope_RP2.unbind(-1)
         sin = -sin if back else sin
         turned = torch.stack([first * cos - second * sin, second * cos + first * sin], dim=-1)
-        turned = turned.flatten(-2).to(x_RAP.dtype)
-        return turned if out is None else out.copy_(turned)
+        return turned.flatten(-2).to(x_RAP.dtype)
     rope_RP = torch.view_as_complex(rope_RP2)
     rope_RP = rope_RP.conj() if back else rope_RP
     if out is not None and out.dtype == exact:
@@ -66,7 +65,7 @@ def _pairs(x: Tensor) -> Tensor:
 
 
 class _JointHeads(torch.autograd.Function):
-    """Written twice: for a compiler, which fuses what is read but not what is written in pieces, and in place."""
+    """Written twice: in place, and for a compiler, which fuses look-ups but nothing that is written in pieces."""
 
     @staticmethod
     def forward(ctx: Any, plan: AttentionPlan, rope_RP2: Tensor, eps: float, *inputs: Tensor) -> tuple[Tensor, ...]:

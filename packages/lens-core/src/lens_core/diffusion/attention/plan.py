@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lens_core.diffusion.device import send
+from lens_core.diffusion.device import layout_device, send
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -65,12 +65,12 @@ class AttentionPlan:
 
     def _look_up(self, streams: Sequence[Tensor]) -> Tensor:
         """`scatter` for a compiler, which fuses reading with what makes the tokens, and writing with nothing."""
-        rows = streams[0].new_zeros(())
-        for place, stream in zip(self.places or (), streams, strict=True):
+        assert self.places is not None
+        rows = streams[0].new_zeros(self.rows, *streams[0].shape[1:])
+        for place, stream in zip(self.places, streams, strict=True):
             if len(place):
-                token_R = place.new_full((self.rows,), -1).index_copy(
-                    0, place, torch.arange(len(place), device=place.device)
-                )
+                number_N = torch.arange(len(place), device=place.device)
+                token_R = place.new_full((self.rows,), -1).index_copy(0, place, number_N)
                 found = stream.index_select(0, token_R.clamp(min=0))
                 rows = torch.where((token_R >= 0).view(-1, *[1] * (found.ndim - 1)), found, rows)
         return rows
@@ -93,12 +93,12 @@ def places_of(lengths: Sequence[Sequence[int]], starts: Sequence[int], device: t
 
     A segment's rows hold its tokens of the first stream, then of the second.
     """
-    places, next_G = [], send(torch.tensor(starts), device)
+    made_on = layout_device(device)
+    places, next_G = [], send(torch.tensor(starts), made_on)
     for stream in lengths:
-        size_G = send(torch.tensor(stream), device)
-        ahead_G = next_G - (size_G.cumsum(0) - size_G)
-        count = sum(stream)
-        places.append(torch.arange(count, device=device) + torch.repeat_interleave(ahead_G, size_G, output_size=count))
+        size_G, count = send(torch.tensor(stream), made_on), sum(stream)
+        ahead_N = torch.repeat_interleave(next_G - (size_G.cumsum(0) - size_G), size_G, output_size=count)
+        places.append((torch.arange(count, device=made_on) + ahead_N).to(device))
         next_G = next_G + size_G
     return tuple(places)
 

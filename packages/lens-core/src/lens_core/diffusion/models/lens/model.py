@@ -28,7 +28,7 @@ from torch.utils.checkpoint import checkpoint
 from lens_core.diffusion.attention import AttentionBackend, AttentionPlan, attention_backend
 from lens_core.diffusion.attention.heads import joint_heads
 from lens_core.diffusion.attention.reference import ReferenceAttention
-from lens_core.diffusion.device import send
+from lens_core.diffusion.device import layout_device, send
 from lens_core.diffusion.flops import block_flops, denoiser_flops
 from lens_core.diffusion.norms import RMSNorm
 from lens_core.diffusion.ragged import RaggedBatch, offsets_of
@@ -533,26 +533,26 @@ def rope_table(grids: Tensor, text_offsets: Tensor, axes: Sequence[int], device:
         grids: [G, 2], height and width of each segment in tokens.
         text_offsets: int32 [G+1].
         axes: channels for frame, height, width.
-        device: of the table. What is uploaded is small, and the rest is made there.
+        device: of the table.
     """
-    tokens, texts = int(grids.prod(-1).sum()), int(text_offsets[-1])
-    grids, offsets = send(grids.long(), device), send(text_offsets.long(), device)
+    tokens, texts, made_on = int(grids.prod(-1).sum()), int(text_offsets[-1]), layout_device(device)
+    grids, offsets = send(grids.long(), made_on), send(text_offsets.long(), made_on)
     area_G = grids.prod(-1)
     segment_N = torch.repeat_interleave(area_G, output_size=tokens)
-    inside_N = torch.arange(tokens, device=device) - (area_G.cumsum(0) - area_G)[segment_N]
+    inside_N = torch.arange(tokens, device=made_on) - (area_G.cumsum(0) - area_G)[segment_N]
     height_N, width_N = grids[segment_N].unbind(-1)
     row_N = inside_N // width_N - (height_N - height_N // 2)
     column_N = inside_N % width_N - (width_N - width_N // 2)
     # Text token number i of all stands at (start of its segment's text) + (i - where that text begins).
     start_G = (grids // 2).amax(-1) - offsets[:-1]
     start_T = torch.repeat_interleave(start_G, offsets.diff(), output_size=texts)
-    text_T = torch.arange(texts, device=device) + start_T
+    text_T = torch.arange(texts, device=made_on) + start_T
     image_N3 = torch.stack([torch.zeros_like(row_N), row_N, column_N], dim=-1)
     position_M3 = torch.cat([image_N3, text_T[:, None].expand(-1, 3)]).float()
     axis_P = torch.repeat_interleave(torch.tensor(axes) // 2)
     rate_P = torch.cat([1.0 / ROPE_THETA ** (torch.arange(0, size, 2, dtype=torch.float32) / size) for size in axes])
-    angle_MP = (position_M3.index_select(1, send(axis_P, device)) * send(rate_P, device))[:, None]
-    image, text = torch.polar(torch.ones_like(angle_MP), angle_MP).split([tokens, texts])
+    angle_MP = (position_M3.index_select(1, send(axis_P, made_on)) * send(rate_P, made_on))[:, None]
+    image, text = torch.polar(torch.ones_like(angle_MP), angle_MP).to(device).split([tokens, texts])
     return image, text
 
 
