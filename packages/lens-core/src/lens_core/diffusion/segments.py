@@ -67,10 +67,10 @@ class Segments:
         exact = torch.promote_types(x_ND.dtype, torch.float32)
         if self.uniform:
             return self.fold(x_ND).sum(1, dtype=exact)
-        if x_ND.device.type == "cpu" and not torch.compiler.is_compiling():
+        if x_ND.device.type != "cuda" and not torch.compiler.is_compiling():
             zeros = x_ND.new_zeros(self.count, x_ND.shape[-1], dtype=exact)
             return zeros.index_add_(0, self.index, x_ND.to(exact))
-        # On a CPU index_add_ goes row by row. Elsewhere it adds with atomics, and segment_reduce is slow: a product
+        # On a CPU index_add_ goes row by row. On CUDA it adds with atomics, and segment_reduce is slow: a product
         # with the matrix of which token is whose reads them once. In bfloat16 it rounds, as autograd would right after.
         segments_G1 = torch.arange(self.count, device=x_ND.device)[:, None]
         return (self.index == segments_G1).to(x_ND.dtype) @ x_ND
