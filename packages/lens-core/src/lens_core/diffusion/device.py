@@ -37,7 +37,7 @@ def pick_device(name: DeviceName) -> torch.device:
 def layout_device(device: torch.device) -> torch.device:
     """Where to work out the places of a batch's tokens: on a CUDA device, so that it need not wait for the CPU.
 
-    For all others it is the CPU. Little is to be worked out, and not all have integer arithmetic.
+    For all others it is the CPU, as there is little to work out.
     """
     return device if device.type == "cuda" else torch.device("cpu")
 
